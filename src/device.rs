@@ -1,0 +1,39 @@
+//! Where and in which precision the networks run: chosen once, here.
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Device};
+
+/// The device and compute dtype of a run.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    pub device: Device,
+    pub dtype: DType,
+}
+
+impl Runtime {
+    pub fn cpu() -> Self {
+        Self { device: Device::Cpu, dtype: DType::F32 }
+    }
+
+    /// Opens a device by name: `auto` (CUDA when this build has it and a GPU answers, else the CPU), `cpu`, `cuda`, `cuda:N`.
+    pub fn open(name: &str) -> Result<Self> {
+        let device = match name {
+            "cpu" => Device::Cpu,
+            "auto" => Device::cuda_if_available(0).unwrap_or(Device::Cpu),
+            "cuda" => cuda(0)?,
+            other => match other.strip_prefix("cuda:").map(str::parse) {
+                Some(Ok(index)) => cuda(index)?,
+                _ => anyhow::bail!("--device {other}: unknown device; use auto, cpu, cuda or cuda:N"),
+            },
+        };
+        Ok(Self { device, dtype: DType::F32 })
+    }
+}
+
+fn cuda(index: usize) -> Result<Device> {
+    Device::new_cuda(index).with_context(|| {
+        format!(
+            "--device cuda:{index}: no such GPU, or this binary was built without `--features cuda`; use --device cpu"
+        )
+    })
+}

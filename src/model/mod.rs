@@ -1,0 +1,3 @@
+//! The network family: U-Net, AutoencoderKL, CLIP text encoder; built from a diffusers `config.json`.
+
+pub mod params;

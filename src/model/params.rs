@@ -1,0 +1,146 @@
+//! Named parameters: handed to the layers while a network is built, from a checkpoint or freshly drawn.
+//!
+//! Names are the checkpoint's own. A network built from a checkpoint must use every tensor and find every tensor with
+//! its shape; [`Params::finish`] says which were left over.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Result, bail};
+use candle_core::{DType, Device, Tensor, Var};
+
+use crate::rng::Rng;
+
+/// How a fresh parameter is drawn.
+#[derive(Clone, Copy, Debug)]
+pub enum Init {
+    Zeros,
+    Ones,
+    /// Uniform in ±1/√fan_in: PyTorch's default for linear and convolution layers, weights and biases.
+    FanIn(usize),
+    /// Normal with this standard deviation (embeddings).
+    Normal(f64),
+}
+
+/// Trainable parameters of a network by name, in sorted order.
+pub type NamedVars = BTreeMap<String, Var>;
+
+enum Source {
+    /// Drawn from `Rng(seed, parameter name, 0)`: independent of the order of construction.
+    Random {
+        seed: u64,
+    },
+    Checkpoint {
+        tensors: BTreeMap<String, Tensor>,
+        origin: String,
+    },
+}
+
+struct Store {
+    source: Source,
+    device: Device,
+    dtype: DType,
+    trainable: bool,
+    used: Mutex<BTreeSet<String>>,
+    vars: Mutex<NamedVars>,
+}
+
+/// A cursor into the parameters, at a name prefix.
+#[derive(Clone)]
+pub struct Params {
+    store: Arc<Store>,
+    prefix: String,
+}
+
+impl Params {
+    /// Fresh trainable parameters.
+    pub fn random(seed: u64, device: &Device, dtype: DType) -> Self {
+        Self::over(Source::Random { seed }, device, dtype, true)
+    }
+
+    /// Parameters from a checkpoint; `origin` (a path) is named in errors. `trainable` makes them `Var`s.
+    pub fn checkpoint(
+        tensors: BTreeMap<String, Tensor>,
+        origin: impl Into<String>,
+        device: &Device,
+        dtype: DType,
+        trainable: bool,
+    ) -> Self {
+        Self::over(Source::Checkpoint { tensors, origin: origin.into() }, device, dtype, trainable)
+    }
+
+    fn over(source: Source, device: &Device, dtype: DType, trainable: bool) -> Self {
+        let store =
+            Store { source, device: device.clone(), dtype, trainable, used: Mutex::default(), vars: Mutex::default() };
+        Self { store: Arc::new(store), prefix: String::new() }
+    }
+
+    /// The cursor at `name` below this one.
+    pub fn pp(&self, name: impl std::fmt::Display) -> Self {
+        let prefix = if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
+        Self { store: self.store.clone(), prefix }
+    }
+
+    /// Whether a checkpoint holds `name` here; always false for fresh parameters. For the two spellings of a layer.
+    pub fn contains(&self, name: &str) -> bool {
+        match &self.store.source {
+            Source::Random { .. } => false,
+            Source::Checkpoint { tensors, .. } => tensors.contains_key(&self.pp(name).prefix),
+        }
+    }
+
+    /// The parameter `name` of this shape.
+    pub fn get(&self, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
+        let name = self.pp(name).prefix;
+        let store = &self.store;
+        let tensor = match &store.source {
+            Source::Random { seed } => draw(*seed, &name, shape, init)?,
+            Source::Checkpoint { tensors, origin } => match tensors.get(&name) {
+                None => bail!("{origin}: tensor {name} is missing; this network needs it with shape {shape:?}"),
+                Some(found) if found.dims() != shape => {
+                    bail!("{origin}: tensor {name} has shape {:?}, this network needs {shape:?}", found.dims())
+                }
+                Some(found) => found.clone(),
+            },
+        };
+        let tensor = tensor.to_device(&store.device)?.to_dtype(store.dtype)?;
+        store.used.lock().expect("no panic while held").insert(name.clone());
+        if !store.trainable {
+            return Ok(tensor);
+        }
+        let var = Var::from_tensor(&tensor)?;
+        let tensor = var.as_tensor().clone();
+        store.vars.lock().expect("no panic while held").insert(name, var);
+        Ok(tensor)
+    }
+
+    /// Call once the network is built: the trainable parameters (empty for a frozen network). Fails if the checkpoint
+    /// has tensors that the network did not ask for.
+    pub fn finish(self) -> Result<NamedVars> {
+        let used = self.store.used.lock().expect("no panic while held");
+        if let Source::Checkpoint { tensors, origin } = &self.store.source {
+            let extra: Vec<&String> = tensors.keys().filter(|name| !used.contains(*name)).collect();
+            if let Some(first) = extra.first() {
+                bail!("{origin}: {} tensors do not belong to this network, the first is {first}", extra.len());
+            }
+        }
+        Ok(self.store.vars.lock().expect("no panic while held").clone())
+    }
+}
+
+fn draw(seed: u64, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
+    let cpu = Device::Cpu;
+    let tensor = match init {
+        Init::Zeros => Tensor::zeros(shape, DType::F32, &cpu)?,
+        Init::Ones => Tensor::ones(shape, DType::F32, &cpu)?,
+        Init::Normal(deviation) => (Rng::new(seed, name, 0).normal_tensor(shape)? * deviation)?,
+        Init::FanIn(fan_in) => {
+            let bound = 1.0 / (fan_in.max(1) as f64).sqrt();
+            let mut rng = Rng::new(seed, name, 0);
+            let count = shape.iter().product();
+            let values: Vec<f32> = (0..count).map(|_| rng.between(-bound, bound) as f32).collect();
+            Tensor::from_vec(values, shape, &cpu)?
+        }
+    };
+    Ok(tensor)
+}
