@@ -1,3 +1,27 @@
-//! Differentiable operations, channel-last: pictures are `[b, h, w, c]`, tokens `[b, l, c]`. Every one has gradients
-//! for all its inputs (Candle's own fused ones lose them). On the CPU they are custom operations in f32 or f64; on
-//! other devices compositions of Candle's differentiable primitives.
+//! Differentiable operations, channel-last: pictures are `[b, h, w, c]`, tokens `[b, l, c]`.
+//!
+//! Every one has gradients for all its inputs (several of Candle's own fused ones lose them without an error). On the
+//! CPU they are kernels in f32 or f64, multi-threaded, their matrix products done by the `gemm` crate; on other devices
+//! compositions of Candle's differentiable primitives. The tests at the end of each file hold the gradients to central
+//! differences in f64; `tests/parity.rs` holds both to PyTorch.
+
+mod graft;
+mod parallel;
+mod real;
+
+mod activation;
+mod attention;
+mod conv;
+mod linear;
+mod norm;
+mod resample;
+
+pub use activation::{geglu, gelu, quick_gelu, silu};
+pub use attention::{Mask, attention};
+pub use conv::{Conv2d, conv2d};
+pub use linear::{add_per_image, linear};
+pub use norm::{Activation, Groups, group_norm, layer_norm};
+pub use resample::{to_channels_first, to_channels_last, upsample2x};
+
+#[cfg(test)]
+mod finite_differences;

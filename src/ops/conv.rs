@@ -1,0 +1,284 @@
+//! Two-dimensional convolution, channel-last, as matrix products over tiles of unfolded rows (im2col).
+//!
+//! A tile of output positions is unfolded into `[positions, k·k·c]` in a buffer that stays in the cache and multiplied
+//! with the weight repacked as `[k·k·c, out]`; no unfolded picture is ever kept. The input's gradient at stride 1 is
+//! the same convolution of the flipped weight; at other strides tiles are folded back (col2im).
+
+use candle_core::{Result, Tensor, bail};
+
+use super::graft::{for_float, graft, on_cpu, tensor, with_values};
+use super::linear::{column_sums, linear, sum_of};
+use super::parallel;
+use super::real::{Matrix, Output, Real, Threads, matmul};
+
+/// Stride and zero padding of a convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv2d {
+    pub stride: usize,
+    /// Zeros at the top, bottom, left and right.
+    pub pad: [usize; 4],
+}
+
+impl Conv2d {
+    /// Stride 1 and the padding that keeps the size for an odd kernel.
+    pub fn same(kernel: usize) -> Self {
+        Self { stride: 1, pad: [kernel / 2; 4] }
+    }
+}
+
+/// Cross-correlation, as PyTorch's `conv2d`.
+///
+/// # Shapes
+/// - x `[b, h, w, c]`, weight `[out, c, k, k]`, bias `[out]` → `[b, h', w', out]`
+pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: Conv2d) -> Result<Tensor> {
+    let (b, h, w, c) = x.dims4()?;
+    let (out, c_weight, k, k_w) = weight.dims4()?;
+    let [top, bottom, left, right] = conv.pad;
+    if c_weight != c || k != k_w || h + top + bottom < k || w + left + right < k {
+        bail!("conv2d: weight {:?} does not fit a batch {:?} with {conv:?}", weight.dims(), x.dims());
+    }
+    if k == 1 && conv == Conv2d::same(1) {
+        return linear(x, &weight.reshape((out, c))?, bias);
+    }
+    if !on_cpu(x) {
+        return on_device(x, weight, bias, conv);
+    }
+    let geometry = Geometry {
+        images: b,
+        input: (h, w),
+        output: ((h + top + bottom - k) / conv.stride + 1, (w + left + right - k) / conv.stride + 1),
+        channels: (c, out),
+        kernel: k,
+        conv,
+    };
+    let x = x.contiguous()?;
+    let shape = (b, geometry.output.0, geometry.output.1, out);
+    for_float!(x, T => {
+        let values = with_values::<T, _>(&x, |x| with_values::<T, _>(weight, |w| match bias {
+            Some(bias) => with_values::<T, _>(bias, |bias| forward(x, &packed(w, geometry), Some(bias), geometry)),
+            None => Ok(forward(x, &packed(w, geometry), None, geometry)),
+        }))???;
+        let backward = move |inputs: &[&Tensor], _: &Tensor, gradient: &Tensor| backward::<T>(inputs, gradient, geometry);
+        match bias {
+            Some(bias) => graft("conv2d", &[&x, weight, bias], (values, shape), backward),
+            None => graft("conv2d", &[&x, weight], (values, shape), backward),
+        }
+    })
+}
+
+#[derive(Clone, Copy)]
+struct Geometry {
+    images: usize,
+    input: (usize, usize),
+    output: (usize, usize),
+    /// In, out.
+    channels: (usize, usize),
+    kernel: usize,
+    conv: Conv2d,
+}
+
+impl Geometry {
+    /// Width of an unfolded row, k·k·c.
+    fn patch(self) -> usize {
+        self.kernel * self.kernel * self.channels.0
+    }
+
+    /// Output positions over the whole batch.
+    fn positions(self) -> usize {
+        self.images * self.output.0 * self.output.1
+    }
+
+    /// Positions in a tile: about 512 kB of unfolded f32 rows, for the second-level cache.
+    fn tile(self) -> usize {
+        (131_072 / self.patch()).clamp(32, 512)
+    }
+
+    /// Calls `f(tap, input pixel)` for the taps of output position `position` that fall inside the picture.
+    #[inline(always)]
+    fn for_taps(self, position: usize, mut f: impl FnMut(usize, Option<usize>)) {
+        let (h_out, w_out) = self.output;
+        let (h, w) = self.input;
+        let (image, rest) = (position / (h_out * w_out), position % (h_out * w_out));
+        let top = (rest / w_out * self.conv.stride) as isize - self.conv.pad[0] as isize;
+        let left = (rest % w_out * self.conv.stride) as isize - self.conv.pad[2] as isize;
+        for tap in 0..self.kernel * self.kernel {
+            let y = top + (tap / self.kernel) as isize;
+            let x = left + (tap % self.kernel) as isize;
+            let inside = y >= 0 && x >= 0 && (y as usize) < h && (x as usize) < w;
+            f(tap, inside.then(|| (image * h + y as usize) * w + x as usize));
+        }
+    }
+}
+
+/// The weight `[out, c, k, k]` as `[k·k·c, out]`, rows in the order of an unfolded patch.
+fn packed<T: Real>(weight: &[T], geometry: Geometry) -> Vec<T> {
+    let (c, out) = geometry.channels;
+    let taps = geometry.kernel * geometry.kernel;
+    let mut pack = vec![T::ZERO; weight.len()];
+    for o in 0..out {
+        for ci in 0..c {
+            for tap in 0..taps {
+                pack[(tap * c + ci) * out + o] = weight[(o * c + ci) * taps + tap];
+            }
+        }
+    }
+    pack
+}
+
+/// Fills `tile` with the unfolded rows of the positions from `first` on.
+fn unfold<T: Real>(x: &[T], geometry: Geometry, first: usize, tile: &mut [T]) {
+    let c = geometry.channels.0;
+    for (row, patch) in tile.chunks_exact_mut(geometry.patch()).enumerate() {
+        geometry.for_taps(first + row, |tap, pixel| {
+            let target = &mut patch[tap * c..][..c];
+            match pixel {
+                Some(pixel) => target.copy_from_slice(&x[pixel * c..][..c]),
+                None => target.fill(T::ZERO),
+            }
+        });
+    }
+}
+
+fn forward<T: Real>(x: &[T], pack: &[T], bias: Option<&[T]>, geometry: Geometry) -> Vec<T> {
+    let (patch, out) = (geometry.patch(), geometry.channels.1);
+    let mut y = vec![T::ZERO; geometry.positions() * out];
+    let tile_rows = geometry.tile();
+    parallel::for_rows(&mut y, out, 32, |range, y| {
+        let mut tile = vec![T::ZERO; tile_rows * patch];
+        for (step, y) in y.chunks_mut(tile_rows * out).enumerate() {
+            let rows = y.len() / out;
+            let tile = &mut tile[..rows * patch];
+            unfold(x, geometry, range.start + step * tile_rows, tile);
+            if let Some(bias) = bias {
+                y.chunks_exact_mut(out).for_each(|row| row.copy_from_slice(bias));
+            }
+            let mode = if bias.is_some() { Output::Add } else { Output::Replace };
+            let (a, b) = (Matrix::rows(tile, patch), Matrix::rows(pack, out));
+            // SAFETY: tile is rows·patch, pack patch·out, y rows·out, each a slice of its own.
+            unsafe { matmul((rows, out, patch), T::ONE, a, b, (Matrix::rows_mut(y, out), mode), Threads::One) }
+        }
+    });
+    y
+}
+
+fn backward<T: Real>(inputs: &[&Tensor], gradient: &Tensor, geometry: Geometry) -> Result<Vec<Option<Tensor>>> {
+    let (x, weight) = (inputs[0], inputs[1]);
+    with_values::<T, _>(gradient, |dy| {
+        let dx = if x.track_op() {
+            Some(tensor(with_values::<T, _>(weight, |w| input_gradient(dy, w, geometry))?, x.shape()))
+        } else {
+            None
+        };
+        let dw = if weight.track_op() {
+            Some(tensor(with_values::<T, _>(x, |x| weight_gradient(dy, x, geometry))?, weight.shape()))
+        } else {
+            None
+        };
+        let mut gradients = vec![dx, dw];
+        if let Some(bias) = inputs.get(2) {
+            gradients.push(bias.track_op().then(|| tensor(column_sums(dy, geometry.channels.1), bias.shape())));
+        }
+        Ok(gradients)
+    })?
+}
+
+fn input_gradient<T: Real>(dy: &[T], weight: &[T], geometry: Geometry) -> Vec<T> {
+    let (c, out) = geometry.channels;
+    let (k, taps) = (geometry.kernel, geometry.kernel * geometry.kernel);
+    let [top, _, left, _] = geometry.conv.pad;
+    if geometry.conv.stride == 1 && top < k && left < k {
+        // The flipped kernel over dy; the bottom and right padding follow from the sizes.
+        let (pad_top, pad_left) = (k - 1 - top, k - 1 - left);
+        let flipped = Geometry {
+            images: geometry.images,
+            input: geometry.output,
+            output: geometry.input,
+            channels: (out, c),
+            kernel: k,
+            conv: Conv2d { stride: 1, pad: [pad_top, 0, pad_left, 0] },
+        };
+        let mut pack = vec![T::ZERO; weight.len()]; // [k·k·out, c]
+        for o in 0..out {
+            for ci in 0..c {
+                for tap in 0..taps {
+                    pack[((taps - 1 - tap) * out + o) * c + ci] = weight[(o * c + ci) * taps + tap];
+                }
+            }
+        }
+        return forward(dy, &pack, None, flipped);
+    }
+    let pack = packed(weight, geometry);
+    let patch = geometry.patch();
+    let (pixels_in, pixels_out) = (geometry.input.0 * geometry.input.1, geometry.output.0 * geometry.output.1);
+    let mut dx = vec![T::ZERO; geometry.images * pixels_in * c];
+    parallel::for_rows(&mut dx, pixels_in * c, 1, |images, dx| {
+        let first_pixel = images.start * pixels_in;
+        let tile_rows = geometry.tile();
+        let mut tile = vec![T::ZERO; tile_rows * patch];
+        let mut first = images.start * pixels_out;
+        let last = images.end * pixels_out;
+        while first < last {
+            let rows = tile_rows.min(last - first);
+            let (a, b) = (Matrix::rows(&dy[first * out..], out), Matrix::rows(&pack, out).transposed());
+            let target = (Matrix::rows_mut(&mut tile, patch), Output::Replace);
+            // SAFETY: dy has rows·out values from `first` on, pack patch·out, tile at least rows·patch.
+            unsafe { matmul((rows, patch, out), T::ONE, a, b, target, Threads::One) }
+            for (row, patch) in tile.chunks_exact(patch).take(rows).enumerate() {
+                geometry.for_taps(first + row, |tap, pixel| {
+                    let Some(pixel) = pixel else { return };
+                    let target = &mut dx[(pixel - first_pixel) * c..][..c];
+                    target.iter_mut().zip(&patch[tap * c..][..c]).for_each(|(sum, v)| *sum += *v);
+                });
+            }
+            first += rows;
+        }
+    });
+    dx
+}
+
+fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T> {
+    let (patch, (c, out)) = (geometry.patch(), geometry.channels);
+    let tile_rows = geometry.tile();
+    let partial = parallel::map(geometry.positions(), 32, |range| {
+        let mut sum = vec![T::ZERO; patch * out]; // [k·k·c, out]
+        let mut tile = vec![T::ZERO; tile_rows * patch];
+        let mut first = range.start;
+        while first < range.end {
+            let rows = tile_rows.min(range.end - first);
+            unfold(x, geometry, first, &mut tile[..rows * patch]);
+            let (a, b) = (Matrix::rows(&tile, patch).transposed(), Matrix::rows(&dy[first * out..], out));
+            let target = (Matrix::rows_mut(&mut sum, out), Output::Add);
+            // SAFETY: tile holds rows·patch values, dy rows·out from `first` on, sum patch·out.
+            unsafe { matmul((patch, out, rows), T::ONE, a, b, target, Threads::One) }
+            first += rows;
+        }
+        sum
+    });
+    let sum = sum_of(partial);
+    let taps = geometry.kernel * geometry.kernel;
+    let mut dw = vec![T::ZERO; sum.len()];
+    for o in 0..out {
+        for ci in 0..c {
+            for tap in 0..taps {
+                dw[(o * c + ci) * taps + tap] = sum[(tap * c + ci) * out + o];
+            }
+        }
+    }
+    dw
+}
+
+/// Candle's convolution, which is channel-first and pads both sides alike.
+fn on_device(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: Conv2d) -> Result<Tensor> {
+    let [top, bottom, left, right] = conv.pad;
+    let x = super::to_channels_first(x)?;
+    let y = if conv.pad == [top; 4] {
+        x.conv2d(weight, top, conv.stride, 1, 1)?
+    } else {
+        x.pad_with_zeros(2, top, bottom)?.pad_with_zeros(3, left, right)?.conv2d(weight, 0, conv.stride, 1, 1)?
+    };
+    let y = super::to_channels_last(&y)?;
+    match bias {
+        Some(bias) => y.broadcast_add(bias),
+        None => Ok(y),
+    }
+}

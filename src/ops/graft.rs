@@ -1,0 +1,208 @@
+//! Attaches a backward function to a result that is already computed.
+//!
+//! A kernel computes its output as a plain `Vec`; `graft` makes it a tensor whose gradient flows to the inputs through
+//! the given closure. Nothing is recorded when no input needs a gradient.
+
+use std::sync::Mutex;
+
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor,
+    bail, op::BackpropOp,
+};
+
+use super::real::Real;
+
+/// Gradients of the inputs, in their order; `None` for an input that needs none.
+pub type Gradients = Vec<Option<Tensor>>;
+
+/// From the inputs, the output and the gradient of the output.
+pub trait Backward: Fn(&[&Tensor], &Tensor, &Tensor) -> Result<Gradients> + Send + Sync + 'static {}
+impl<F: Fn(&[&Tensor], &Tensor, &Tensor) -> Result<Gradients> + Send + Sync + 'static> Backward for F {}
+
+struct Grafted<F> {
+    name: &'static str,
+    output: Mutex<Option<Storage>>,
+    shape: Shape,
+    backward: F,
+}
+
+/// The tensor of `values` with `shape`, differentiable in `inputs` (one to three, on the CPU).
+pub fn graft<T: Real>(
+    name: &'static str,
+    inputs: &[&Tensor],
+    (values, shape): (Vec<T>, impl Into<Shape>),
+    backward: impl Backward,
+) -> Result<Tensor> {
+    let storage = Storage::Cpu(T::to_cpu_storage_owned(values));
+    graft_storage(name, inputs, storage, shape.into(), backward)
+}
+
+/// The same for an output that was computed by tensor operations on any device.
+pub fn graft_tensor(
+    name: &'static str,
+    inputs: &[&Tensor],
+    output: &Tensor,
+    backward: impl Backward,
+) -> Result<Tensor> {
+    let output = output.detach().contiguous()?;
+    let (storage, layout) = output.storage_and_layout();
+    let storage = storage.try_clone(layout)?;
+    graft_storage(name, inputs, storage, output.shape().clone(), backward)
+}
+
+fn graft_storage(
+    name: &'static str,
+    inputs: &[&Tensor],
+    storage: Storage,
+    shape: Shape,
+    backward: impl Backward,
+) -> Result<Tensor> {
+    if !inputs.iter().any(|input| input.track_op()) {
+        return Ok(Tensor::from_storage(storage, shape, BackpropOp::none(), false));
+    }
+    let op = Grafted { name, output: Mutex::new(Some(storage)), shape, backward };
+    match inputs {
+        [a] => a.apply_op1(op),
+        [a, b] => a.apply_op2(b, op),
+        [a, b, c] => a.apply_op3(b, c, op),
+        _ => bail!("{name}: one to three inputs, got {}", inputs.len()),
+    }
+}
+
+impl<F> Grafted<F> {
+    fn take(&self) -> Result<Storage> {
+        match self.output.lock().expect("no panic while held").take() {
+            Some(storage) => Ok(storage),
+            None => bail!("{}: forward called twice", self.name),
+        }
+    }
+
+    fn take_cpu(&self) -> Result<(CpuStorage, Shape)> {
+        match self.take()? {
+            Storage::Cpu(storage) => Ok((storage, self.shape.clone())),
+            _ => bail!("{}: inputs and output are on different devices", self.name),
+        }
+    }
+
+    fn take_cuda(&self) -> Result<(CudaStorage, Shape)> {
+        match self.take()? {
+            Storage::Cuda(storage) => Ok((storage, self.shape.clone())),
+            _ => bail!("{}: inputs and output are on different devices", self.name),
+        }
+    }
+}
+
+impl<F: Backward> CustomOp1 for Grafted<F> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.take_cpu()
+    }
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.take_cuda()
+    }
+    fn bwd(&self, a: &Tensor, result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let mut gradients = (self.backward)(&[a], result, gradient)?;
+        Ok(gradients.remove(0))
+    }
+}
+
+impl<F: Backward> CustomOp2 for Grafted<F> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.take_cpu()
+    }
+    fn cuda_fwd(&self, _: &CudaStorage, _: &Layout, _: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        self.take_cuda()
+    }
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        result: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let mut gradients = (self.backward)(&[a, b], result, gradient)?.into_iter();
+        Ok((gradients.next().flatten(), gradients.next().flatten()))
+    }
+}
+
+impl<F: Backward> CustomOp3 for Grafted<F> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+    fn cpu_fwd(
+        &self,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        self.take_cpu()
+    }
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.take_cuda()
+    }
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        c: &Tensor,
+        result: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let mut gradients = (self.backward)(&[a, b, c], result, gradient)?.into_iter();
+        Ok((gradients.next().flatten(), gradients.next().flatten(), gradients.next().flatten()))
+    }
+}
+
+/// Whether the CPU kernels serve this tensor; the others go through Candle's primitives.
+pub fn on_cpu(x: &Tensor) -> bool {
+    matches!(x.device(), Device::Cpu) && matches!(x.dtype(), DType::F32 | DType::F64)
+}
+
+/// Calls `f` with the values of a contiguous CPU tensor.
+pub fn with_values<T: Real, R>(x: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
+    let x = x.contiguous()?;
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { bail!("the CPU kernels need tensors on the CPU") };
+    let values = T::cpu_storage_as_slice(storage)?;
+    let start = layout.start_offset();
+    Ok(f(&values[start..start + layout.shape().elem_count()]))
+}
+
+/// A CPU tensor from kernel output, without history.
+pub fn tensor<T: Real>(values: Vec<T>, shape: impl Into<Shape>) -> Tensor {
+    Tensor::from_storage(Storage::Cpu(T::to_cpu_storage_owned(values)), shape, BackpropOp::none(), false)
+}
+
+/// Runs a kernel generic over the float type of `$x` with `$T` bound to f32 or f64.
+macro_rules! for_float {
+    ($x:expr, $T:ident => $body:expr) => {
+        match $x.dtype() {
+            candle_core::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            candle_core::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            other => candle_core::bail!("the CPU kernels compute in f32 or f64, not {other:?}"),
+        }
+    };
+}
+pub(super) use for_float;

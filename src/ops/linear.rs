@@ -1,0 +1,170 @@
+//! Linear layers over the last dimension, and a vector per image added at every position.
+
+use candle_core::{Result, Tensor, bail};
+
+use super::graft::{for_float, graft, on_cpu, tensor, with_values};
+use super::parallel;
+use super::real::{Matrix, Output, Real, Threads, matmul, vectorised};
+
+/// `x·weightᵀ + bias`.
+///
+/// # Shapes
+/// - x `[.., in]`, weight `[out, in]`, bias `[out]` → `[.., out]`
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (outputs, inputs) = weight.dims2()?;
+    let dims = x.dims();
+    if dims.last() != Some(&inputs) {
+        bail!("linear: input {dims:?} does not end with the weight's {inputs} columns");
+    }
+    let mut shape = dims.to_vec();
+    shape[dims.len() - 1] = outputs;
+    if !on_cpu(x) {
+        let rows = x.reshape(((), inputs))?; // [m, in]
+        let y = rows.matmul(&weight.t()?)?.reshape(shape)?;
+        return match bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        };
+    }
+    let x = x.contiguous()?;
+    for_float!(x, T => {
+        let values = with_values::<T, _>(&x, |x| with_values::<T, _>(weight, |w| match bias {
+            Some(bias) => with_values::<T, _>(bias, |b| forward(x, w, Some(b), inputs, outputs)),
+            None => Ok(forward(x, w, None, inputs, outputs)),
+        }))???;
+        match bias {
+            Some(bias) => graft("linear", &[&x, weight, bias], (values, shape), backward::<T>),
+            None => graft("linear", &[&x, weight], (values, shape), backward::<T>),
+        }
+    })
+}
+
+/// Rows of `x` `[m, inputs]` times `w` `[outputs, inputs]` transposed.
+fn forward<T: Real>(x: &[T], w: &[T], bias: Option<&[T]>, inputs: usize, outputs: usize) -> Vec<T> {
+    let rows = x.len() / inputs;
+    let mut y = match bias {
+        Some(bias) => bias.repeat(rows),
+        None => vec![T::ZERO; rows * outputs],
+    };
+    let mode = if bias.is_some() { Output::Add } else { Output::Replace };
+    // SAFETY: the slices hold m·in, out·in and m·out values; y is ours alone.
+    unsafe {
+        matmul(
+            (rows, outputs, inputs),
+            T::ONE,
+            Matrix::rows(x, inputs),
+            Matrix::rows(w, inputs).transposed(),
+            (Matrix::rows_mut(&mut y, outputs), mode),
+            Threads::All,
+        );
+    }
+    y
+}
+
+/// dx = dy·w, dw = dyᵀ·x, db = Σ dy.
+fn backward<T: Real>(inputs: &[&Tensor], _: &Tensor, gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    let (x, weight) = (inputs[0], inputs[1]);
+    let (out, width) = weight.dims2()?;
+    with_values::<T, _>(gradient, |dy| {
+        let rows = dy.len() / out;
+        let dx = if x.track_op() {
+            let mut dx = vec![T::ZERO; rows * width];
+            with_values::<T, _>(weight, |w| {
+                let (a, b) = (Matrix::rows(dy, out), Matrix::rows(w, width));
+                let target = (Matrix::rows_mut(&mut dx, width), Output::Replace);
+                // SAFETY: the slices hold m·out, out·in and m·in values; dx is ours alone.
+                unsafe { matmul((rows, width, out), T::ONE, a, b, target, Threads::All) }
+            })?;
+            Some(tensor(dx, x.shape()))
+        } else {
+            None
+        };
+        let dw = if weight.track_op() {
+            let mut dw = vec![T::ZERO; out * width];
+            with_values::<T, _>(x, |x| {
+                let (a, b) = (Matrix::rows(dy, out).transposed(), Matrix::rows(x, width));
+                let target = (Matrix::rows_mut(&mut dw, width), Output::Replace);
+                // SAFETY: the slices hold m·out, m·in and out·in values; dw is ours alone.
+                unsafe { matmul((out, width, rows), T::ONE, a, b, target, Threads::All) }
+            })?;
+            Some(tensor(dw, weight.shape()))
+        } else {
+            None
+        };
+        let mut gradients = vec![dx, dw];
+        if let Some(bias) = inputs.get(2) {
+            gradients.push(bias.track_op().then(|| tensor(column_sums(dy, out), bias.shape())));
+        }
+        Ok(gradients)
+    })?
+}
+
+/// Sums over the rows of `[m, width]`.
+pub fn column_sums<T: Real>(values: &[T], width: usize) -> Vec<T> {
+    let partial = parallel::map(values.len() / width, 256, |range| {
+        vectorised(|| {
+            let mut sums = vec![T::ZERO; width];
+            for row in values[range.start * width..range.end * width].chunks_exact(width) {
+                sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += *v);
+            }
+            sums
+        })
+    });
+    sum_of(partial)
+}
+
+/// The element-wise sum of the threads' partial results, in their order.
+pub fn sum_of<T: Real>(partial: Vec<Vec<T>>) -> Vec<T> {
+    let mut partial = partial.into_iter();
+    let mut total = partial.next().unwrap_or_default();
+    for part in partial {
+        total.iter_mut().zip(&part).for_each(|(sum, v)| *sum += *v);
+    }
+    total
+}
+
+/// Adds each image's vector at all its positions (the time embedding of a residual block).
+///
+/// # Shapes
+/// - x `[b, .., c]`, vector `[b, c]` → x's
+pub fn add_per_image(x: &Tensor, vector: &Tensor) -> Result<Tensor> {
+    let (b, c) = vector.dims2()?;
+    let dims = x.dims();
+    if dims.first() != Some(&b) || dims.last() != Some(&c) {
+        bail!("add_per_image: vectors [{b}, {c}] do not fit a batch {dims:?}");
+    }
+    if !on_cpu(x) {
+        let rows = x.reshape((b, (), c))?; // [b, positions, c]
+        return rows.broadcast_add(&vector.unsqueeze(1)?)?.reshape(dims);
+    }
+    let x = x.contiguous()?;
+    let vector = vector.contiguous()?;
+    let positions = x.elem_count() / (b * c);
+    for_float!(x, T => {
+        let mut values = with_values::<T, _>(&x, |x| x.to_vec())?;
+        with_values::<T, _>(&vector, |vector| {
+            parallel::for_rows(&mut values, positions * c, 1, |range, out| vectorised(|| {
+                for (image, out) in range.zip(out.chunks_exact_mut(positions * c)) {
+                    let vector = &vector[image * c..][..c];
+                    for row in out.chunks_exact_mut(c) {
+                        row.iter_mut().zip(vector).for_each(|(y, v)| *y += *v);
+                    }
+                }
+            }))
+        })?;
+        graft("add_per_image", &[&x, &vector], (values, dims.to_vec()), move |inputs, _, gradient| {
+            let sums = with_values::<T, _>(gradient, |dy| {
+                let mut sums = vec![T::ZERO; b * c];
+                parallel::for_rows(&mut sums, c, 1, |range, out| vectorised(|| {
+                    for (image, sum) in range.zip(out.chunks_exact_mut(c)) {
+                        for row in dy[image * positions * c..][..positions * c].chunks_exact(c) {
+                            sum.iter_mut().zip(row).for_each(|(sum, v)| *sum += *v);
+                        }
+                    }
+                }));
+                sums
+            })?;
+            Ok(vec![Some(gradient.clone()), Some(tensor(sums, inputs[1].shape()))])
+        })
+    })
+}

@@ -1,0 +1,270 @@
+//! Group norm (optionally with SiLU fused behind it) and layer norm.
+//!
+//! Mean and variance are taken in two passes, so that a large common offset does not eat the precision. The backward
+//! pass keeps one mean and one reciprocal deviation a group and recomputes the rest from the input.
+
+use candle_core::{D, DType, Result, Tensor, bail};
+
+use super::activation::{silu_of, silu_slope};
+use super::graft::{for_float, graft, on_cpu, tensor, with_values};
+use super::linear::sum_of;
+use super::parallel;
+use super::real::{Real, vectorised};
+
+/// What follows a group norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    None,
+    Silu,
+}
+
+/// Normalises each group of channels of each image over all positions, then scales and shifts each channel.
+///
+/// # Shapes
+/// - x `[b, .., c]`, weight and bias `[c]` → x's; `c` divides into `groups`
+pub fn group_norm(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: Groups,
+    activation: Activation,
+) -> Result<Tensor> {
+    let dims = x.dims();
+    let c = weight.dims1()?;
+    if dims.len() < 2 || dims[dims.len() - 1] != c || c % groups.count != 0 {
+        bail!("group_norm: a batch {dims:?} with {c} weights does not divide into {} groups", groups.count);
+    }
+    if !on_cpu(x) {
+        return group_norm_on_device(x, weight, bias, groups, activation);
+    }
+    let plane = Plane { positions: x.elem_count() / (dims[0] * c), c, groups: groups.count, eps: groups.eps };
+    norm("group_norm", [x, weight, bias], plane, activation)
+}
+
+/// Number of groups and the ε added to the variance.
+#[derive(Clone, Copy, Debug)]
+pub struct Groups {
+    pub count: usize,
+    pub eps: f64,
+}
+
+/// Normalises each row of the last dimension, then scales and shifts it.
+///
+/// # Shapes
+/// - x `[.., c]`, weight and bias `[c]` → x's
+pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let c = weight.dims1()?;
+    if x.dims().last() != Some(&c) {
+        bail!("layer_norm: {c} weights do not fit {:?}", x.dims());
+    }
+    if !on_cpu(x) {
+        return layer_norm_on_device(x, weight, bias, eps);
+    }
+    norm("layer_norm", [x, weight, bias], Plane { positions: 1, c, groups: 1, eps }, Activation::None)
+}
+
+/// One normalised unit: `[positions, c]`, in `groups` of channels.
+#[derive(Clone, Copy)]
+struct Plane {
+    positions: usize,
+    c: usize,
+    groups: usize,
+    eps: f64,
+}
+
+impl Plane {
+    fn len(self) -> usize {
+        self.positions * self.c
+    }
+    /// Planes that a thread takes at least.
+    fn grain(self) -> usize {
+        4096 / self.len() + 1
+    }
+}
+
+fn norm(name: &'static str, [x, weight, bias]: [&Tensor; 3], plane: Plane, activation: Activation) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    for_float!(x, T => {
+        let (values, statistics) = with_values::<T, _>(&x, |x| {
+            with_values::<T, _>(weight, |w| with_values::<T, _>(bias, |b| forward(x, w, b, plane, activation)))
+        })???;
+        graft(name, &[&x, weight, bias], (values, x.shape().clone()), move |inputs, _, gradient| {
+            let (dx, dw, db) = with_values::<T, _>(inputs[0], |x| {
+                with_values::<T, _>(inputs[1], |w| with_values::<T, _>(inputs[2], |b| {
+                    with_values::<T, _>(gradient, |dy| backward((x, w, b), dy, &statistics, plane, activation))
+                }))
+            })????;
+            Ok(vec![
+                Some(tensor(dx, inputs[0].shape())),
+                Some(tensor(dw, inputs[1].shape())),
+                Some(tensor(db, inputs[2].shape())),
+            ])
+        })
+    })
+}
+
+/// Sums `values` (of each channel) over the channels of each group and spreads the result back over them.
+#[inline(always)]
+fn pool_groups<T: Real>(values: &mut [T], groups: usize, scale: T) {
+    let size = values.len() / groups;
+    for group in values.chunks_exact_mut(size) {
+        let mut sum = T::ZERO;
+        for v in group.iter() {
+            sum += *v;
+        }
+        group.fill(sum * scale);
+    }
+}
+
+/// Mean and reciprocal deviation of each channel's group, `[c]` each.
+#[inline(always)]
+fn statistics_of<T: Real>(x: &[T], plane: Plane, mean: &mut [T], rstd: &mut [T]) {
+    let count = T::of(1.0 / (plane.positions * (plane.c / plane.groups)) as f64);
+    mean.fill(T::ZERO);
+    rstd.fill(T::ZERO);
+    for row in x.chunks_exact(plane.c) {
+        for i in 0..plane.c {
+            mean[i] += row[i];
+        }
+    }
+    pool_groups(mean, plane.groups, count);
+    for row in x.chunks_exact(plane.c) {
+        for i in 0..plane.c {
+            let d = row[i] - mean[i];
+            rstd[i] += d * d;
+        }
+    }
+    pool_groups(rstd, plane.groups, count);
+    for v in rstd.iter_mut() {
+        *v = T::ONE / (*v + T::of(plane.eps)).sqrt();
+    }
+}
+
+/// The output, and `[mean, rstd]` of each group of each plane for the backward pass.
+fn forward<T: Real>(x: &[T], w: &[T], b: &[T], plane: Plane, activation: Activation) -> (Vec<T>, Vec<T>) {
+    let planes = x.len() / plane.len();
+    let mut y = vec![T::ZERO; x.len()];
+    let size = plane.c / plane.groups;
+    let mut kept = vec![T::ZERO; planes * plane.groups * 2];
+    let kept_at = parallel::Disjoint::new(&mut kept);
+    parallel::for_rows(&mut y, plane.len(), plane.grain(), |range, y| {
+        vectorised(|| {
+            let (mut mean, mut rstd) = (vec![T::ZERO; plane.c], vec![T::ZERO; plane.c]);
+            for (index, y) in range.zip(y.chunks_exact_mut(plane.len())) {
+                let x = &x[index * plane.len()..][..plane.len()];
+                statistics_of(x, plane, &mut mean, &mut rstd);
+                for group in 0..plane.groups {
+                    // SAFETY: each plane's statistics are written by the one thread whose range holds it.
+                    unsafe {
+                        *kept_at.at((index * plane.groups + group) * 2) = mean[group * size];
+                        *kept_at.at((index * plane.groups + group) * 2 + 1) = rstd[group * size];
+                    }
+                }
+                for (row, y) in x.chunks_exact(plane.c).zip(y.chunks_exact_mut(plane.c)) {
+                    for i in 0..plane.c {
+                        y[i] = (row[i] - mean[i]) * rstd[i] * w[i] + b[i];
+                    }
+                }
+                if activation == Activation::Silu {
+                    y.iter_mut().for_each(|y| *y = silu_of(*y));
+                }
+            }
+        })
+    });
+    (y, kept)
+}
+
+type Triple<T> = (Vec<T>, Vec<T>, Vec<T>);
+
+/// With x̂ = (x−μ)·r, z = x̂·w+b, g = ∂L/∂z: db = Σg, dw = Σg·x̂, dx = r·(g·w − mean(g·w) − x̂·mean(g·w·x̂)).
+fn backward<T: Real>(
+    (x, w, b): (&[T], &[T], &[T]),
+    dy: &[T],
+    statistics: &[T],
+    plane: Plane,
+    activation: Activation,
+) -> Triple<T> {
+    let c = plane.c;
+    let size = c / plane.groups;
+    let count = T::of(1.0 / (plane.positions * size) as f64);
+    let mut dx = vec![T::ZERO; x.len()];
+    let dx_at = parallel::Disjoint::new(&mut dx);
+    let partial = parallel::map(x.len() / plane.len(), plane.grain(), |range| {
+        vectorised(|| {
+            // Sums over all planes of this thread, then over one plane.
+            let (mut dw, mut db) = (vec![T::ZERO; c], vec![T::ZERO; c]);
+            let (mut sum_g, mut sum_gx) = (vec![T::ZERO; c], vec![T::ZERO; c]);
+            let (mut mean, mut rstd) = (vec![T::ZERO; c], vec![T::ZERO; c]);
+            for index in range {
+                let x = &x[index * plane.len()..][..plane.len()];
+                let dy = &dy[index * plane.len()..][..plane.len()];
+                // SAFETY: plane `index` of dx belongs to this thread alone.
+                let dx = unsafe { std::slice::from_raw_parts_mut(dx_at.at(index * plane.len()), plane.len()) };
+                for i in 0..c {
+                    let kept = (index * plane.groups + i / size) * 2;
+                    (mean[i], rstd[i]) = (statistics[kept], statistics[kept + 1]);
+                }
+                sum_g.fill(T::ZERO);
+                sum_gx.fill(T::ZERO);
+                for ((row, dy), dx) in x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c)) {
+                    for i in 0..c {
+                        let normed = (row[i] - mean[i]) * rstd[i];
+                        let g = match activation {
+                            Activation::None => dy[i],
+                            Activation::Silu => dy[i] * silu_slope(normed * w[i] + b[i]),
+                        };
+                        dx[i] = g;
+                        sum_g[i] += g;
+                        sum_gx[i] += g * normed;
+                    }
+                }
+                for i in 0..c {
+                    db[i] += sum_g[i];
+                    dw[i] += sum_gx[i];
+                    sum_g[i] *= w[i];
+                    sum_gx[i] *= w[i];
+                }
+                pool_groups(&mut sum_g, plane.groups, count);
+                pool_groups(&mut sum_gx, plane.groups, count);
+                for (row, dx) in x.chunks_exact(c).zip(dx.chunks_exact_mut(c)) {
+                    for i in 0..c {
+                        let normed = (row[i] - mean[i]) * rstd[i];
+                        dx[i] = rstd[i] * (dx[i] * w[i] - sum_g[i] - normed * sum_gx[i]);
+                    }
+                }
+            }
+            (dw, db)
+        })
+    });
+    let (dw, db) = partial.into_iter().unzip();
+    (dx, sum_of(dw), sum_of(db))
+}
+
+fn group_norm_on_device(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    groups: Groups,
+    activation: Activation,
+) -> Result<Tensor> {
+    let c = weight.dims1()?;
+    let grouped = x.reshape((x.dim(0)?, (), groups.count, c / groups.count))?.to_dtype(DType::F32)?; // [b, p, g, c/g]
+    let mean = grouped.mean_keepdim((1, 3))?;
+    let centred = grouped.broadcast_sub(&mean)?;
+    let variance = centred.sqr()?.mean_keepdim((1, 3))?;
+    let normed = centred.broadcast_div(&(variance + groups.eps)?.sqrt()?)?;
+    let normed = normed.reshape(x.shape())?.to_dtype(x.dtype())?;
+    let y = normed.broadcast_mul(weight)?.broadcast_add(bias)?;
+    match activation {
+        Activation::None => Ok(y),
+        Activation::Silu => y.silu(),
+    }
+}
+
+fn layer_norm_on_device(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let wide = x.to_dtype(DType::F32)?;
+    let centred = wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?;
+    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    let normed = centred.broadcast_div(&(variance + eps)?.sqrt()?)?.to_dtype(x.dtype())?;
+    normed.broadcast_mul(weight)?.broadcast_add(bias)
+}

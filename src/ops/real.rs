@@ -1,0 +1,220 @@
+//! The two float types of the CPU kernels, their vectorisable elementary functions, and matrix products.
+
+use candle_core::{DType, WithDType};
+use gemm::Parallelism;
+
+/// f32 in use, f64 in the gradient checks.
+pub trait Real:
+    WithDType
+    + std::ops::Neg<Output = Self>
+    + std::iter::Sum
+    + std::ops::MulAssign
+    + std::ops::SubAssign
+    + PartialOrd
+    + 'static
+{
+    const ZERO: Self;
+    const ONE: Self;
+    /// Full precision for f64; for f32 a branch-free polynomial that vectorises, within 2 units in the last place.
+    fn exp(self) -> Self;
+    fn erf(self) -> Self;
+    fn sqrt(self) -> Self;
+    fn ln(self) -> Self;
+    fn of(value: f64) -> Self;
+    fn float(self) -> f64;
+    fn greater(self, other: Self) -> Self;
+}
+
+impl Real for f64 {
+    const ZERO: f64 = 0.0;
+    const ONE: f64 = 1.0;
+    fn exp(self) -> f64 {
+        f64::exp(self)
+    }
+    fn erf(self) -> f64 {
+        candle_core::cpu::erf::erf_f64(self)
+    }
+    fn sqrt(self) -> f64 {
+        f64::sqrt(self)
+    }
+    fn ln(self) -> f64 {
+        f64::ln(self)
+    }
+    fn of(value: f64) -> f64 {
+        value
+    }
+    fn float(self) -> f64 {
+        self
+    }
+    fn greater(self, other: f64) -> f64 {
+        if self > other { self } else { other }
+    }
+}
+
+impl Real for f32 {
+    const ZERO: f32 = 0.0;
+    const ONE: f32 = 1.0;
+
+    /// exp(x) = 2ⁿ·exp(r), n = round(x/ln 2), |r| ≤ ln2/2, exp(r) by its Taylor polynomial of degree 7.
+    #[inline(always)]
+    fn exp(self) -> f32 {
+        // Adding and subtracting 1.5·2²³ rounds to the nearest integer without a call.
+        const ROUND: f32 = 12_582_912.0;
+        let x = self.clamp(-87.0, 88.0);
+        let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+        // ln 2 in two pieces, the first with few bits, so that n·ln2 is exact enough.
+        let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
+        let mut p = 1.984_127e-4_f32;
+        for c in [1.388_889e-3, 8.333_334e-3, 4.166_666_7e-2, 1.666_666_7e-1, 0.5, 1.0, 1.0] {
+            p = p * r + c;
+        }
+        p * f32::from_bits(((n as i32 + 127) as u32) << 23)
+    }
+
+    /// Rational minimax approximation x·P(x²)/Q(x²) on [−4, 4] (the one of Eigen and XLA), beyond which erf is ±1 in f32.
+    #[inline(always)]
+    fn erf(self) -> f32 {
+        let x = self.clamp(-4.0, 4.0);
+        let x2 = x * x;
+        let mut p = -2.726_142_4e-10_f32;
+        for c in [2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_3e-4, -2.954_599_8e-3, -1.609_603_3e-2] {
+            p = p * x2 + c;
+        }
+        let mut q = -1.456_606_5e-5_f32;
+        for c in [-2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2] {
+            q = q * x2 + c;
+        }
+        x * p / q
+    }
+    #[inline(always)]
+    fn sqrt(self) -> f32 {
+        f32::sqrt(self)
+    }
+    fn ln(self) -> f32 {
+        f32::ln(self)
+    }
+    #[inline(always)]
+    fn of(value: f64) -> f32 {
+        value as f32
+    }
+    #[inline(always)]
+    fn float(self) -> f64 {
+        self as f64
+    }
+    #[inline(always)]
+    fn greater(self, other: f32) -> f32 {
+        if self > other { self } else { other }
+    }
+}
+
+/// Runs `f` compiled for the widest vector unit that this machine has; inner functions must be `#[inline(always)]`.
+#[inline(always)]
+pub fn vectorised<R>(f: impl FnOnce() -> R) -> R {
+    struct Kernel<F>(F);
+    impl<R, F: FnOnce() -> R> pulp::WithSimd for Kernel<F> {
+        type Output = R;
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, _: S) -> R {
+            (self.0)()
+        }
+    }
+    pulp::Arch::new().dispatch(Kernel(f))
+}
+
+/// A matrix in memory: element (row, column) is at `start + row·row_stride + column·column_stride`.
+#[derive(Clone, Copy)]
+pub struct Matrix<P> {
+    pub start: P,
+    pub row_stride: usize,
+    pub column_stride: usize,
+}
+
+impl<T> Matrix<*const T> {
+    /// Row-major with `columns` columns.
+    pub fn rows(values: &[T], columns: usize) -> Self {
+        Self { start: values.as_ptr(), row_stride: columns, column_stride: 1 }
+    }
+
+    pub fn transposed(self) -> Self {
+        Self { start: self.start, row_stride: self.column_stride, column_stride: self.row_stride }
+    }
+}
+
+impl<T> Matrix<*mut T> {
+    pub fn rows_mut(values: &mut [T], columns: usize) -> Self {
+        Self { start: values.as_mut_ptr(), row_stride: columns, column_stride: 1 }
+    }
+}
+
+/// Whether a product adds to what its output holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    Replace,
+    Add,
+}
+
+/// `out [m, n] (+)= scale · a [m, k] · b [k, n]`.
+///
+/// # Safety
+/// The three matrices must lie inside their allocations for these sizes, and no other thread may touch `out`'s elements.
+pub unsafe fn matmul<T: Real>(
+    (m, n, k): (usize, usize, usize),
+    scale: T,
+    a: Matrix<*const T>,
+    b: Matrix<*const T>,
+    (out, mode): (Matrix<*mut T>, Output),
+    threads: Threads,
+) {
+    debug_assert!(matches!(T::DTYPE, DType::F32 | DType::F64));
+    let parallelism = match threads {
+        Threads::One => Parallelism::None,
+        Threads::All => Parallelism::Rayon(rayon::current_num_threads()),
+    };
+    // SAFETY: the caller's contract.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.start,
+            out.column_stride as isize,
+            out.row_stride as isize,
+            mode == Output::Add,
+            a.start,
+            a.column_stride as isize,
+            a.row_stride as isize,
+            b.start,
+            b.column_stride as isize,
+            b.row_stride as isize,
+            T::ONE,
+            scale,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// Inside a parallel section a product stays on its thread.
+#[derive(Clone, Copy)]
+pub enum Threads {
+    One,
+    All,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Real;
+
+    #[test]
+    fn f32_exp_and_erf_agree_with_f64_to_the_last_places() {
+        for step in -40_000..=40_000 {
+            let x = step as f32 / 500.0;
+            let exact = (x as f64).exp();
+            assert!((Real::exp(x) as f64 - exact).abs() <= 3e-7 * exact, "exp({x})");
+            let exact = Real::erf(x as f64);
+            assert!((Real::erf(x) as f64 - exact).abs() <= 6e-7, "erf({x})");
+        }
+    }
+}
