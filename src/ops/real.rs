@@ -21,7 +21,6 @@ pub trait Real:
     fn sqrt(self) -> Self;
     fn ln(self) -> Self;
     fn of(value: f64) -> Self;
-    fn float(self) -> f64;
     fn greater(self, other: Self) -> Self;
 }
 
@@ -42,9 +41,6 @@ impl Real for f64 {
     }
     fn of(value: f64) -> f64 {
         value
-    }
-    fn float(self) -> f64 {
-        self
     }
     fn greater(self, other: f64) -> f64 {
         if self > other { self } else { other }
@@ -96,10 +92,6 @@ impl Real for f32 {
     #[inline(always)]
     fn of(value: f64) -> f32 {
         value as f32
-    }
-    #[inline(always)]
-    fn float(self) -> f64 {
-        self as f64
     }
     #[inline(always)]
     fn greater(self, other: f32) -> f32 {

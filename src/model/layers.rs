@@ -1,0 +1,112 @@
+//! The layers that hold parameters, named as in diffusers' checkpoints.
+
+use anyhow::Result;
+use candle_core::{Result as CandleResult, Tensor};
+
+use super::params::{Init, Params};
+use crate::ops::{self, Activation, Conv2d, Groups};
+
+/// A fully connected layer: `weight [out, in]`, `bias [out]`.
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    pub fn new(params: &Params, inputs: usize, outputs: usize) -> Result<Self> {
+        let bias = params.get("bias", &[outputs], Init::FanIn(inputs))?;
+        Ok(Self { bias: Some(bias), ..Self::without_bias(params, inputs, outputs)? })
+    }
+
+    pub fn without_bias(params: &Params, inputs: usize, outputs: usize) -> Result<Self> {
+        Ok(Self { weight: params.get("weight", &[outputs, inputs], Init::FanIn(inputs))?, bias: None })
+    }
+
+    /// # Shapes
+    /// - `[.., in]` → `[.., out]`
+    pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
+        ops::linear(x, &self.weight, self.bias.as_ref())
+    }
+}
+
+/// A convolution: `weight [out, in, k, k]`, `bias [out]`; channel-last pictures.
+pub struct Conv {
+    weight: Tensor,
+    bias: Tensor,
+    geometry: Conv2d,
+}
+
+impl Conv {
+    /// Stride 1, same size.
+    pub fn same(params: &Params, (inputs, outputs): (usize, usize), kernel: usize) -> Result<Self> {
+        Self::new(params, (inputs, outputs), kernel, Conv2d::same(kernel))
+    }
+
+    pub fn new(params: &Params, (inputs, outputs): (usize, usize), kernel: usize, geometry: Conv2d) -> Result<Self> {
+        let init = Init::FanIn(inputs * kernel * kernel);
+        Ok(Self {
+            weight: params.get("weight", &[outputs, inputs, kernel, kernel], init)?,
+            bias: params.get("bias", &[outputs], init)?,
+            geometry,
+        })
+    }
+
+    /// # Shapes
+    /// - `[b, h, w, in]` → `[b, h', w', out]`
+    pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
+        ops::conv2d(x, &self.weight, Some(&self.bias), self.geometry)
+    }
+}
+
+/// Group norm, with SiLU behind it where the network has one there.
+pub struct GroupNorm {
+    weight: Tensor,
+    bias: Tensor,
+    groups: Groups,
+    activation: Activation,
+}
+
+impl GroupNorm {
+    pub fn new(params: &Params, channels: usize, groups: Groups, activation: Activation) -> Result<Self> {
+        anyhow::ensure!(
+            groups.count > 0 && channels.is_multiple_of(groups.count),
+            "norm_num_groups {} does not divide {channels} channels; change it or block_out_channels",
+            groups.count
+        );
+        Ok(Self {
+            weight: params.get("weight", &[channels], Init::Ones)?,
+            bias: params.get("bias", &[channels], Init::Zeros)?,
+            groups,
+            activation,
+        })
+    }
+
+    /// # Shapes
+    /// - `[b, .., c]` → the same
+    pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
+        ops::group_norm(x, &self.weight, &self.bias, self.groups, self.activation)
+    }
+}
+
+/// Layer norm over the last dimension.
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    pub fn new(params: &Params, width: usize, eps: f64) -> Result<Self> {
+        Ok(Self {
+            weight: params.get("weight", &[width], Init::Ones)?,
+            bias: params.get("bias", &[width], Init::Zeros)?,
+            eps,
+        })
+    }
+
+    /// # Shapes
+    /// - `[.., c]` → the same
+    pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
+        ops::layer_norm(x, &self.weight, &self.bias, self.eps)
+    }
+}

@@ -1,0 +1,181 @@
+//! The joint-image U-Net: diffusers' `UNet2DConditionModel` whose self-attention spans the images of a set.
+//!
+//! Tensors are channel-first at its door and channel-last inside.
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Result as CandleResult, Tensor};
+
+use super::blocks::{CrossBlocks, DownBlock, LevelShape, MidBlock, UpBlock};
+use super::config::UnetConfig;
+use super::layers::{Conv, GroupNorm, Linear};
+use super::params::{NamedVars, Params};
+use super::transformer::Conditioning;
+use crate::ops::{self, Activation, Groups};
+use crate::shape::SetShape;
+
+pub struct JointUnet {
+    config: UnetConfig,
+    conv_in: Conv,
+    time_linear_1: Linear,
+    time_linear_2: Linear,
+    down_blocks: Vec<DownBlock>,
+    mid_block: MidBlock,
+    up_blocks: Vec<UpBlock>,
+    conv_norm_out: GroupNorm,
+    conv_out: Conv,
+    coupled: bool,
+}
+
+impl JointUnet {
+    /// Builds the network; the parameters that training may change come beside it.
+    pub fn new(config: &UnetConfig, params: Params) -> Result<(Self, NamedVars)> {
+        let unet = Self::build(config, &params)?;
+        Ok((unet, params.finish()?))
+    }
+
+    fn build(config: &UnetConfig, params: &Params) -> Result<Self> {
+        let widths = &config.block_out_channels;
+        let levels = widths.len();
+        ensure!(
+            levels > 0 && config.down_block_types.len() == levels && config.up_block_types.len() == levels,
+            "unet config: block_out_channels, down_block_types and up_block_types must have one entry a level"
+        );
+        let groups = Groups { count: config.norm_num_groups, eps: config.norm_eps };
+        let time_width = 4 * widths[0];
+        let shape = |level: usize, inputs: usize, is_last: bool, kind: &str| -> Result<LevelShape> {
+            let heads = config.num_attention_heads.as_ref().unwrap_or(&config.attention_head_dim).at(level);
+            let layers = config.transformer_layers_per_block.at(level);
+            Ok(LevelShape {
+                inputs,
+                outputs: widths[level],
+                time_width,
+                groups,
+                resnets: config.layers_per_block,
+                resample: !is_last,
+                cross: match kind {
+                    "DownBlock2D" | "UpBlock2D" => None,
+                    "CrossAttnDownBlock2D" | "CrossAttnUpBlock2D" | "UNetMidBlock2DCrossAttn" => Some(CrossBlocks {
+                        heads: heads.context("unet config: attention_head_dim has too few entries")?,
+                        layers: layers.context("unet config: transformer_layers_per_block has too few entries")?,
+                        context_width: config.cross_attention_dim,
+                        linear_projection: config.use_linear_projection,
+                    }),
+                    other => anyhow::bail!("unet config: block type {other} is not supported"),
+                },
+            })
+        };
+
+        let mut down_blocks = Vec::with_capacity(levels);
+        let mut skips = vec![widths[0]];
+        for level in 0..levels {
+            let inputs = widths[level.saturating_sub(1)];
+            let shape = shape(level, inputs, level + 1 == levels, &config.down_block_types[level])?;
+            down_blocks.push(DownBlock::new(&params.pp("down_blocks").pp(level), &shape, &mut skips)?);
+        }
+        let last = levels - 1;
+        let mid = shape(last, widths[last], true, "UNetMidBlock2DCrossAttn")?;
+        let mid_block = MidBlock::new(&params.pp("mid_block"), &mid)?;
+        let mut up_blocks = Vec::with_capacity(levels);
+        for index in 0..levels {
+            let level = last - index;
+            let inputs = widths[(level + 1).min(last)];
+            let mut shape = shape(level, inputs, index == last, &config.up_block_types[index])?;
+            shape.resnets += 1;
+            up_blocks.push(UpBlock::new(&params.pp("up_blocks").pp(index), &shape, &mut skips)?);
+        }
+        Ok(Self {
+            conv_in: Conv::same(&params.pp("conv_in"), (config.in_channels, widths[0]), 3)?,
+            time_linear_1: Linear::new(&params.pp("time_embedding.linear_1"), widths[0], time_width)?,
+            time_linear_2: Linear::new(&params.pp("time_embedding.linear_2"), time_width, time_width)?,
+            down_blocks,
+            mid_block,
+            up_blocks,
+            conv_norm_out: GroupNorm::new(&params.pp("conv_norm_out"), widths[0], groups, Activation::Silu)?,
+            conv_out: Conv::same(&params.pp("conv_out"), (widths[0], config.out_channels), 3)?,
+            config: config.clone(),
+            coupled: true,
+        })
+    }
+
+    pub fn config(&self) -> &UnetConfig {
+        &self.config
+    }
+
+    /// The same network with self-attention inside each image only: the ablation that must lose the subject.
+    pub fn uncoupled(self) -> Self {
+        Self { coupled: false, ..self }
+    }
+
+    /// Predicts the noise (or velocity) of every image of every set.
+    ///
+    /// # Shapes
+    /// - input `[b·n, in_channels, h, w]`: for the joint model noisy latents, mask, reference in this order
+    /// - timesteps `[b]`, one a set; context `[b·n, l, d]`
+    /// - returns `[b·n, c, h, w]`
+    pub fn forward(
+        &self,
+        input: &Tensor,
+        timesteps: &Tensor,
+        context: &Tensor,
+        shape: SetShape,
+    ) -> CandleResult<Tensor> {
+        let (total, _, h, w) = input.dims4()?;
+        let multiple = 1 << (self.down_blocks.len() - 1);
+        if total != shape.total() || timesteps.dims() != [shape.sets] || context.dim(0)? != total {
+            candle_core::bail!(
+                "unet: input {:?}, timesteps {:?} and context {:?} do not fit {shape:?}",
+                input.dims(),
+                timesteps.dims(),
+                context.dims()
+            );
+        }
+        if h % multiple != 0 || w % multiple != 0 {
+            candle_core::bail!("unet: latents of {h}×{w} must be multiples of {multiple}");
+        }
+        let conditioning = Conditioning {
+            time: self.time_embedding(timesteps, shape, input.dtype())?,
+            context: context.clone(),
+            coupled_images: if self.coupled { shape.images } else { 1 },
+        };
+        let mut hidden = self.conv_in.forward(&ops::to_channels_last(input)?)?; // [b·n, h, w, c]
+        let mut skips = vec![hidden.clone()];
+        for block in &self.down_blocks {
+            hidden = block.forward(hidden, &conditioning, &mut skips)?;
+        }
+        hidden = self.mid_block.forward(&hidden, &conditioning)?;
+        for block in &self.up_blocks {
+            hidden = block.forward(hidden, &conditioning, &mut skips)?;
+        }
+        ops::to_channels_first(&self.conv_out.forward(&self.conv_norm_out.forward(&hidden)?)?)
+    }
+
+    /// Sinusoids of the timestep through two layers, then the SiLU that every block would apply; `[b·n, time_width]`.
+    fn time_embedding(&self, timesteps: &Tensor, shape: SetShape, dtype: DType) -> CandleResult<Tensor> {
+        let width = self.config.block_out_channels[0];
+        let sinusoids = sinusoids(timesteps, width, &self.config)?.to_dtype(dtype)?;
+        let hidden = ops::silu(&self.time_linear_1.forward(&sinusoids)?)?;
+        let time = ops::silu(&self.time_linear_2.forward(&hidden)?)?; // [b, time_width]
+        let width = time.dim(1)?;
+        // [b, n, time_width] → [b·n, time_width]
+        time.unsqueeze(1)?
+            .broadcast_as((shape.sets, shape.images, width))?
+            .contiguous()?
+            .reshape((shape.total(), width))
+    }
+}
+
+/// diffusers `get_timestep_embedding`: sin and cos (or cos and sin, flipped) of t·10000^(−i/(half − shift)).
+///
+/// # Shapes
+/// - timesteps `[b]` → `[b, width]`
+fn sinusoids(timesteps: &Tensor, width: usize, config: &UnetConfig) -> CandleResult<Tensor> {
+    let half = width / 2;
+    let frequencies: Vec<f32> =
+        (0..half).map(|i| (-(10_000f64.ln()) * i as f64 / (half as f64 - config.freq_shift)).exp() as f32).collect();
+    let frequencies = Tensor::from_vec(frequencies, (1, half), &Device::Cpu)?;
+    // On the host in f32: the angles reach 1000, too large for half precision.
+    let angles = timesteps.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.unsqueeze(1)?.matmul(&frequencies)?;
+    let (sin, cos) = (angles.sin()?, angles.cos()?);
+    let both = if config.flip_sin_to_cos { [&cos, &sin] } else { [&sin, &cos] };
+    Tensor::cat(&both, 1)?.to_device(timesteps.device())
+}
