@@ -86,26 +86,33 @@ fn elementwise<T: Real>(
     let x = x.contiguous()?;
     let values = with_values::<T, _>(&x, |x| {
         let mut y = vec![T::ZERO; x.len()];
-        parallel::for_rows(&mut y, 1, GRAIN, |range, y| {
-            vectorised(|| y.iter_mut().zip(&x[range]).for_each(|(y, x)| *y = f(*x)))
-        });
+        parallel::for_rows(&mut y, 1, GRAIN, |range, y| map_values(y, &x[range], f));
         y
     })?;
     graft(name, &[&x], (values, x.shape().clone()), move |inputs, _, gradient| {
         let dx = with_values::<T, _>(inputs[0], |x| {
             with_values::<T, _>(gradient, |dy| {
-                let mut dx = vec![T::ZERO; x.len()];
-                parallel::for_rows(&mut dx, 1, GRAIN, |range, dx| {
-                    vectorised(|| {
-                        let pairs = x[range.clone()].iter().zip(&dy[range.clone()]);
-                        dx.iter_mut().zip(pairs).for_each(|(dx, (x, dy))| *dx = *dy * slope(*x));
-                    })
-                });
+                let mut dx = dy.to_vec();
+                parallel::for_rows(&mut dx, 1, GRAIN, |range, dx| scale_by(dx, &x[range], slope));
                 dx
             })
         })??;
         Ok(vec![Some(tensor(dx, inputs[0].shape()))])
     })
+}
+
+vectorised! {
+    /// y = f(x).
+    fn map_values[T: Real, F: Fn(T) -> T](y: &mut [T], x: &[T], f: F) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = f(*x));
+    }
+}
+
+vectorised! {
+    /// y = y·f(x).
+    fn scale_by[T: Real, F: Fn(T) -> T](y: &mut [T], x: &[T], f: F) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y *= f(*x));
+    }
 }
 
 /// value·gelu(gate), where value is the first and gate the second half of the last dimension (diffusers' `GEGLU`).
@@ -138,14 +145,7 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
 fn geglu_forward<T: Real>(x: &[T], d: usize) -> Vec<T> {
     let mut y = vec![T::ZERO; x.len() / 2];
     parallel::for_rows(&mut y, d, GRAIN / d + 1, |rows, y| {
-        vectorised(|| {
-            for (x, y) in x[rows.start * 2 * d..].chunks_exact(2 * d).zip(y.chunks_exact_mut(d)) {
-                let (value, gate) = x.split_at(d);
-                for i in 0..d {
-                    y[i] = value[i] * gelu_of(gate[i]);
-                }
-            }
-        })
+        geglu_rows(y, &x[rows.start * 2 * d..rows.end * 2 * d], d);
     });
     y
 }
@@ -153,17 +153,31 @@ fn geglu_forward<T: Real>(x: &[T], d: usize) -> Vec<T> {
 fn geglu_backward<T: Real>(x: &[T], dy: &[T], d: usize) -> Vec<T> {
     let mut dx = vec![T::ZERO; x.len()];
     parallel::for_rows(&mut dx, 2 * d, GRAIN / d + 1, |rows, dx| {
-        vectorised(|| {
-            let inputs = x[rows.start * 2 * d..].chunks_exact(2 * d).zip(dy[rows.start * d..].chunks_exact(d));
-            for (dx, (x, dy)) in dx.chunks_exact_mut(2 * d).zip(inputs) {
-                let (value, gate) = x.split_at(d);
-                let (d_value, d_gate) = dx.split_at_mut(d);
-                for i in 0..d {
-                    d_value[i] = dy[i] * gelu_of(gate[i]);
-                    d_gate[i] = dy[i] * value[i] * gelu_slope(gate[i]);
-                }
-            }
-        })
+        geglu_slopes(dx, &x[rows.start * 2 * d..rows.end * 2 * d], &dy[rows.start * d..rows.end * d], d);
     });
     dx
+}
+
+vectorised! {
+    fn geglu_rows[T: Real](y: &mut [T], x: &[T], d: usize) {
+        for (x, y) in x.chunks_exact(2 * d).zip(y.chunks_exact_mut(d)) {
+            let (value, gate) = x.split_at(d);
+            for i in 0..d {
+                y[i] = value[i] * gelu_of(gate[i]);
+            }
+        }
+    }
+}
+
+vectorised! {
+    fn geglu_slopes[T: Real](dx: &mut [T], x: &[T], dy: &[T], d: usize) {
+        for ((dx, x), dy) in dx.chunks_exact_mut(2 * d).zip(x.chunks_exact(2 * d)).zip(dy.chunks_exact(d)) {
+            let (value, gate) = x.split_at(d);
+            let (d_value, d_gate) = dx.split_at_mut(d);
+            for i in 0..d {
+                d_value[i] = dy[i] * gelu_of(gate[i]);
+                d_gate[i] = dy[i] * value[i] * gelu_slope(gate[i]);
+            }
+        }
+    }
 }

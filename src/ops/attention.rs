@@ -114,13 +114,10 @@ fn forward<T: Real>(q: &[T], k: &[T], v: &[T], shape: Attention) -> (Vec<T>, Vec
             let rows = tile.min(l - first);
             let scores = &mut scores[..rows * s];
             shape.scores(q, k, (set, head), (first, rows), scores);
-            vectorised(|| {
-                for (row, scores) in scores.chunks_exact_mut(s).enumerate() {
-                    let denominator = softmax(scores);
-                    // SAFETY: (set, head, query) is this item's alone.
-                    unsafe { *denominators_at.at((set * heads + head) * l + first + row) = denominator };
-                }
-            });
+            // SAFETY: these queries of (set, head) are this item's alone.
+            let kept =
+                unsafe { std::slice::from_raw_parts_mut(denominators_at.at((set * heads + head) * l + first), rows) };
+            softmax_rows(scores, kept);
             let (p, v) = (Matrix::rows(scores, s), shape.head(v, s, (set, head), 0));
             let target = (shape.head_at(&out_at, l, (set, head), first), Output::Replace);
             // SAFETY: rows × d of this item's head in out are written by this thread alone.
@@ -128,6 +125,16 @@ fn forward<T: Real>(q: &[T], k: &[T], v: &[T], shape: Attention) -> (Vec<T>, Vec
         }
     });
     (out, denominators)
+}
+
+vectorised! {
+    /// Softmax of each row in place, and the logarithm of its denominator.
+    fn softmax_rows[T: Real](scores: &mut [T], denominators: &mut [T]) {
+        let s = scores.len() / denominators.len();
+        for (scores, denominator) in scores.chunks_exact_mut(s).zip(denominators) {
+            *denominator = softmax(scores);
+        }
+    }
 }
 
 /// Softmax in place; returns max + ln Σ exp(score − max).
@@ -163,6 +170,16 @@ fn softmax<T: Real>(scores: &mut [T]) -> T {
     max + sum.ln()
 }
 
+vectorised! {
+    /// From scores and dP of one query: P, and dS = P∘(dP − dot).
+    fn score_slopes[T: Real](p: &mut [T], ds: &mut [T], denominator: T, dot: T) {
+        for (p, ds) in p.iter_mut().zip(ds) {
+            *p = (*p - denominator).exp();
+            *ds = *p * (*ds - dot);
+        }
+    }
+}
+
 /// dq, dk, dv. With P the probabilities: dv = Pᵀ·dy, dP = dy·vᵀ, dS = P∘(dP − rowsum(dy∘o)), dq = dS·k/√d, dk = dSᵀ·q/√d.
 fn backward<T: Real>([q, k, v, o, dy]: [&[T]; 5], denominators: &[T], shape: Attention) -> [Vec<T>; 3] {
     let Attention { b, l, s, heads, d, .. } = shape;
@@ -181,20 +198,13 @@ fn backward<T: Real>([q, k, v, o, dy]: [&[T]; 5], denominators: &[T], shape: Att
                 let target = (Matrix::rows_mut(ds, s), Output::Replace);
                 // SAFETY: heads start inside dy and v with rows, s rows behind them; ds holds rows·s.
                 unsafe { matmul((rows, s, d), T::ONE, dy_tile, v_head.transposed(), target, Threads::One) }
-                vectorised(|| {
-                    for row in 0..rows {
-                        let query = (at.0 * l + first + row) * shape.width() + at.1 * d;
-                        let (o, dy) = (&o[query..][..d], &dy[query..][..d]);
-                        let mut dot = T::ZERO;
-                        o.iter().zip(dy).for_each(|(o, dy)| dot += *o * *dy);
-                        let denominator = denominators[item * l + first + row];
-                        let row = row * s..(row + 1) * s;
-                        for (p, ds) in p[row.clone()].iter_mut().zip(&mut ds[row]) {
-                            *p = (*p - denominator).exp();
-                            *ds = *p * (*ds - dot);
-                        }
-                    }
-                });
+                for row in 0..rows {
+                    let query = (at.0 * l + first + row) * shape.width() + at.1 * d;
+                    let dot = o[query..][..d].iter().zip(&dy[query..][..d]).map(|(o, dy)| *o * *dy).sum();
+                    let denominator = denominators[item * l + first + row];
+                    let row = row * s..(row + 1) * s;
+                    score_slopes(&mut p[row.clone()], &mut ds[row], denominator, dot);
+                }
                 let scale = shape.scale();
                 let (p, ds) = (Matrix::rows(p, s), Matrix::rows(ds, s));
                 let (q_tile, k_head) = (shape.head(q, l, at, first), shape.head(k, s, at, 0));

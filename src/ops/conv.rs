@@ -110,18 +110,53 @@ impl Geometry {
     }
 }
 
+/// Calls `f(index in [out, c, k·k], index in [k·k·c, out])` for every weight, in blocks of input channels whose rows on the
+/// far side stay in the first-level cache.
+fn for_weights(geometry: Geometry, f: impl Fn(usize, usize) + Sync + Send) {
+    const BLOCK: usize = 16;
+    let (c, out) = geometry.channels;
+    let taps = geometry.kernel * geometry.kernel;
+    parallel::map(c.div_ceil(BLOCK), 1, |blocks| {
+        for block in blocks {
+            let channels = block * BLOCK..c.min((block + 1) * BLOCK);
+            for o in 0..out {
+                for ci in channels.clone() {
+                    for tap in 0..taps {
+                        f((o * c + ci) * taps + tap, (tap * c + ci) * out + o);
+                    }
+                }
+            }
+        }
+    });
+}
+
 /// The weight `[out, c, k, k]` as `[k·k·c, out]`, rows in the order of an unfolded patch.
 fn packed<T: Real>(weight: &[T], geometry: Geometry) -> Vec<T> {
+    let mut pack = vec![T::ZERO; weight.len()];
+    let pack_at = parallel::Disjoint::new(&mut pack);
+    // SAFETY: `for_weights` gives every index on each side once.
+    for_weights(geometry, |from, to| unsafe { *pack_at.at(to) = weight[from] });
+    pack
+}
+
+/// The weight flipped in both directions with its channels exchanged, `[k·k·out, c]`: the packed weight of the
+/// convolution that gives the input's gradient.
+fn packed_flipped<T: Real>(weight: &[T], geometry: Geometry) -> Vec<T> {
     let (c, out) = geometry.channels;
     let taps = geometry.kernel * geometry.kernel;
     let mut pack = vec![T::ZERO; weight.len()];
-    for o in 0..out {
-        for ci in 0..c {
+    let pack_at = parallel::Disjoint::new(&mut pack);
+    parallel::map(out, 8, |outputs| {
+        for o in outputs {
+            let weight = &weight[o * c * taps..][..c * taps];
             for tap in 0..taps {
-                pack[(tap * c + ci) * out + o] = weight[(o * c + ci) * taps + tap];
+                for ci in 0..c {
+                    // SAFETY: each output channel, and so each element, belongs to one thread.
+                    unsafe { *pack_at.at(((taps - 1 - tap) * out + o) * c + ci) = weight[ci * taps + tap] }
+                }
             }
         }
-    }
+    });
     pack
 }
 
@@ -184,7 +219,7 @@ fn backward<T: Real>(inputs: &[&Tensor], gradient: &Tensor, geometry: Geometry) 
 
 fn input_gradient<T: Real>(dy: &[T], weight: &[T], geometry: Geometry) -> Vec<T> {
     let (c, out) = geometry.channels;
-    let (k, taps) = (geometry.kernel, geometry.kernel * geometry.kernel);
+    let k = geometry.kernel;
     let [top, _, left, _] = geometry.conv.pad;
     if geometry.conv.stride == 1 && top < k && left < k {
         // The flipped kernel over dy; the bottom and right padding follow from the sizes.
@@ -197,15 +232,7 @@ fn input_gradient<T: Real>(dy: &[T], weight: &[T], geometry: Geometry) -> Vec<T>
             kernel: k,
             conv: Conv2d { stride: 1, pad: [pad_top, 0, pad_left, 0] },
         };
-        let mut pack = vec![T::ZERO; weight.len()]; // [k·k·out, c]
-        for o in 0..out {
-            for ci in 0..c {
-                for tap in 0..taps {
-                    pack[((taps - 1 - tap) * out + o) * c + ci] = weight[(o * c + ci) * taps + tap];
-                }
-            }
-        }
-        return forward(dy, &pack, None, flipped);
+        return forward(dy, &packed_flipped(weight, geometry), None, flipped);
     }
     let pack = packed(weight, geometry);
     let patch = geometry.patch();
@@ -237,7 +264,7 @@ fn input_gradient<T: Real>(dy: &[T], weight: &[T], geometry: Geometry) -> Vec<T>
 }
 
 fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T> {
-    let (patch, (c, out)) = (geometry.patch(), geometry.channels);
+    let (patch, out) = (geometry.patch(), geometry.channels.1);
     let tile_rows = geometry.tile();
     let partial = parallel::map(geometry.positions(), 32, |range| {
         let mut sum = vec![T::ZERO; patch * out]; // [k·k·c, out]
@@ -255,15 +282,10 @@ fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T> {
         sum
     });
     let sum = sum_of(partial);
-    let taps = geometry.kernel * geometry.kernel;
     let mut dw = vec![T::ZERO; sum.len()];
-    for o in 0..out {
-        for ci in 0..c {
-            for tap in 0..taps {
-                dw[(o * c + ci) * taps + tap] = sum[(tap * c + ci) * out + o];
-            }
-        }
-    }
+    let dw_at = parallel::Disjoint::new(&mut dw);
+    // SAFETY: `for_weights` gives every index on each side once.
+    for_weights(geometry, |to, from| unsafe { *dw_at.at(to) = sum[from] });
     dw
 }
 

@@ -102,15 +102,29 @@ fn backward<T: Real>(inputs: &[&Tensor], _: &Tensor, gradient: &Tensor) -> Resul
 /// Sums over the rows of `[m, width]`.
 pub fn column_sums<T: Real>(values: &[T], width: usize) -> Vec<T> {
     let partial = parallel::map(values.len() / width, 256, |range| {
-        vectorised(|| {
-            let mut sums = vec![T::ZERO; width];
-            for row in values[range.start * width..range.end * width].chunks_exact(width) {
-                sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += *v);
-            }
-            sums
-        })
+        let mut sums = vec![T::ZERO; width];
+        add_rows(&mut sums, &values[range.start * width..range.end * width]);
+        sums
     });
     sum_of(partial)
+}
+
+vectorised! {
+    /// Adds every row of `values` to `sums`.
+    fn add_rows[T: Real](sums: &mut [T], values: &[T]) {
+        for row in values.chunks_exact(sums.len()) {
+            sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += *v);
+        }
+    }
+}
+
+vectorised! {
+    /// Adds `vector` to every row of `values`.
+    fn add_to_rows[T: Real](values: &mut [T], vector: &[T]) {
+        for row in values.chunks_exact_mut(vector.len()) {
+            row.iter_mut().zip(vector).for_each(|(y, v)| *y += *v);
+        }
+    }
 }
 
 /// The element-wise sum of the threads' partial results, in their order.
@@ -143,25 +157,20 @@ pub fn add_per_image(x: &Tensor, vector: &Tensor) -> Result<Tensor> {
     for_float!(x, T => {
         let mut values = with_values::<T, _>(&x, |x| x.to_vec())?;
         with_values::<T, _>(&vector, |vector| {
-            parallel::for_rows(&mut values, positions * c, 1, |range, out| vectorised(|| {
+            parallel::for_rows(&mut values, positions * c, 1, |range, out| {
                 for (image, out) in range.zip(out.chunks_exact_mut(positions * c)) {
-                    let vector = &vector[image * c..][..c];
-                    for row in out.chunks_exact_mut(c) {
-                        row.iter_mut().zip(vector).for_each(|(y, v)| *y += *v);
-                    }
+                    add_to_rows(out, &vector[image * c..][..c]);
                 }
-            }))
+            })
         })?;
         graft("add_per_image", &[&x, &vector], (values, dims.to_vec()), move |inputs, _, gradient| {
             let sums = with_values::<T, _>(gradient, |dy| {
                 let mut sums = vec![T::ZERO; b * c];
-                parallel::for_rows(&mut sums, c, 1, |range, out| vectorised(|| {
+                parallel::for_rows(&mut sums, c, 1, |range, out| {
                     for (image, sum) in range.zip(out.chunks_exact_mut(c)) {
-                        for row in dy[image * positions * c..][..positions * c].chunks_exact(c) {
-                            sum.iter_mut().zip(row).for_each(|(sum, v)| *sum += *v);
-                        }
+                        add_rows(sum, &dy[image * positions * c..][..positions * c]);
                     }
-                }));
+                });
                 sums
             })?;
             Ok(vec![Some(gradient.clone()), Some(tensor(sums, inputs[1].shape()))])

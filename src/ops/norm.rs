@@ -142,36 +142,49 @@ fn statistics_of<T: Real>(x: &[T], plane: Plane, mean: &mut [T], rstd: &mut [T])
 
 /// The output, and `[mean, rstd]` of each group of each plane for the backward pass.
 fn forward<T: Real>(x: &[T], w: &[T], b: &[T], plane: Plane, activation: Activation) -> (Vec<T>, Vec<T>) {
-    let planes = x.len() / plane.len();
+    let kept_width = plane.groups * 2;
     let mut y = vec![T::ZERO; x.len()];
-    let size = plane.c / plane.groups;
-    let mut kept = vec![T::ZERO; planes * plane.groups * 2];
+    let mut kept = vec![T::ZERO; x.len() / plane.len() * kept_width];
     let kept_at = parallel::Disjoint::new(&mut kept);
     parallel::for_rows(&mut y, plane.len(), plane.grain(), |range, y| {
-        vectorised(|| {
-            let (mut mean, mut rstd) = (vec![T::ZERO; plane.c], vec![T::ZERO; plane.c]);
-            for (index, y) in range.zip(y.chunks_exact_mut(plane.len())) {
-                let x = &x[index * plane.len()..][..plane.len()];
-                statistics_of(x, plane, &mut mean, &mut rstd);
-                for group in 0..plane.groups {
-                    // SAFETY: each plane's statistics are written by the one thread whose range holds it.
-                    unsafe {
-                        *kept_at.at((index * plane.groups + group) * 2) = mean[group * size];
-                        *kept_at.at((index * plane.groups + group) * 2 + 1) = rstd[group * size];
-                    }
-                }
-                for (row, y) in x.chunks_exact(plane.c).zip(y.chunks_exact_mut(plane.c)) {
-                    for i in 0..plane.c {
-                        y[i] = (row[i] - mean[i]) * rstd[i] * w[i] + b[i];
-                    }
-                }
-                if activation == Activation::Silu {
-                    y.iter_mut().for_each(|y| *y = silu_of(*y));
-                }
-            }
-        })
+        let x = &x[range.start * plane.len()..range.end * plane.len()];
+        // SAFETY: each plane's statistics are written by the one thread whose range holds it.
+        let kept =
+            unsafe { std::slice::from_raw_parts_mut(kept_at.at(range.start * kept_width), range.len() * kept_width) };
+        forward_planes(y, kept, x, (w, b), plane, activation);
     });
     (y, kept)
+}
+
+vectorised! {
+    fn forward_planes[T: Real](
+        y: &mut [T], kept: &mut [T], x: &[T], affine: (&[T], &[T]), plane: Plane, activation: Activation,
+    ) {
+        let (w, b) = affine;
+        let (c, size) = (plane.c, plane.c / plane.groups);
+        let (mut mean, mut rstd) = (vec![T::ZERO; c], vec![T::ZERO; c]);
+        let planes = x.chunks_exact(plane.len()).zip(y.chunks_exact_mut(plane.len()));
+        for ((x, y), kept) in planes.zip(kept.chunks_exact_mut(plane.groups * 2)) {
+            statistics_of(x, plane, &mut mean, &mut rstd);
+            for (group, kept) in kept.chunks_exact_mut(2).enumerate() {
+                (kept[0], kept[1]) = (mean[group * size], rstd[group * size]);
+            }
+            // y = x·scale + shift, the two in place of rstd and mean.
+            for i in 0..c {
+                let scale = rstd[i] * w[i];
+                mean[i] = b[i] - mean[i] * scale;
+                rstd[i] = scale;
+            }
+            for (row, y) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)) {
+                for i in 0..c {
+                    y[i] = row[i] * rstd[i] + mean[i];
+                }
+            }
+            if activation == Activation::Silu {
+                y.iter_mut().for_each(|y| *y = silu_of(*y));
+            }
+        }
+    }
 }
 
 type Triple<T> = (Vec<T>, Vec<T>, Vec<T>);
@@ -184,60 +197,70 @@ fn backward<T: Real>(
     plane: Plane,
     activation: Activation,
 ) -> Triple<T> {
-    let c = plane.c;
-    let size = c / plane.groups;
-    let count = T::of(1.0 / (plane.positions * size) as f64);
     let mut dx = vec![T::ZERO; x.len()];
     let dx_at = parallel::Disjoint::new(&mut dx);
     let partial = parallel::map(x.len() / plane.len(), plane.grain(), |range| {
-        vectorised(|| {
-            // Sums over all planes of this thread, then over one plane.
-            let (mut dw, mut db) = (vec![T::ZERO; c], vec![T::ZERO; c]);
-            let (mut sum_g, mut sum_gx) = (vec![T::ZERO; c], vec![T::ZERO; c]);
-            let (mut mean, mut rstd) = (vec![T::ZERO; c], vec![T::ZERO; c]);
-            for index in range {
-                let x = &x[index * plane.len()..][..plane.len()];
-                let dy = &dy[index * plane.len()..][..plane.len()];
-                // SAFETY: plane `index` of dx belongs to this thread alone.
-                let dx = unsafe { std::slice::from_raw_parts_mut(dx_at.at(index * plane.len()), plane.len()) };
-                for i in 0..c {
-                    let kept = (index * plane.groups + i / size) * 2;
-                    (mean[i], rstd[i]) = (statistics[kept], statistics[kept + 1]);
-                }
-                sum_g.fill(T::ZERO);
-                sum_gx.fill(T::ZERO);
-                for ((row, dy), dx) in x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c)) {
-                    for i in 0..c {
-                        let normed = (row[i] - mean[i]) * rstd[i];
-                        let g = match activation {
-                            Activation::None => dy[i],
-                            Activation::Silu => dy[i] * silu_slope(normed * w[i] + b[i]),
-                        };
-                        dx[i] = g;
-                        sum_g[i] += g;
-                        sum_gx[i] += g * normed;
-                    }
-                }
-                for i in 0..c {
-                    db[i] += sum_g[i];
-                    dw[i] += sum_gx[i];
-                    sum_g[i] *= w[i];
-                    sum_gx[i] *= w[i];
-                }
-                pool_groups(&mut sum_g, plane.groups, count);
-                pool_groups(&mut sum_gx, plane.groups, count);
-                for (row, dx) in x.chunks_exact(c).zip(dx.chunks_exact_mut(c)) {
-                    for i in 0..c {
-                        let normed = (row[i] - mean[i]) * rstd[i];
-                        dx[i] = rstd[i] * (dx[i] * w[i] - sum_g[i] - normed * sum_gx[i]);
-                    }
-                }
-            }
-            (dw, db)
-        })
+        let values = range.start * plane.len()..range.end * plane.len();
+        // SAFETY: these planes of dx belong to this thread alone.
+        let dx = unsafe { std::slice::from_raw_parts_mut(dx_at.at(values.start), values.len()) };
+        let kept = &statistics[range.start * plane.groups * 2..range.end * plane.groups * 2];
+        backward_planes(dx, (&x[values.clone()], &dy[values], kept), (w, b), plane, activation)
     });
     let (dw, db) = partial.into_iter().unzip();
     (dx, sum_of(dw), sum_of(db))
+}
+
+vectorised! {
+    /// Fills dx and returns dw and db, summed over these planes.
+    fn backward_planes[T: Real](
+        dx: &mut [T], inputs: (&[T], &[T], &[T]), affine: (&[T], &[T]), plane: Plane, activation: Activation,
+    ) -> (Vec<T>, Vec<T>) {
+        let ((x, dy, kept), (w, b)) = (inputs, affine);
+        let (c, size) = (plane.c, plane.c / plane.groups);
+        let count = T::of(1.0 / (plane.positions * size) as f64);
+        let (mut dw, mut db) = (vec![T::ZERO; c], vec![T::ZERO; c]);
+        let (mut sum_g, mut sum_gx) = (vec![T::ZERO; c], vec![T::ZERO; c]);
+        let (mut mean, mut rstd) = (vec![T::ZERO; c], vec![T::ZERO; c]);
+        let planes = x.chunks_exact(plane.len()).zip(dy.chunks_exact(plane.len()));
+        let planes = planes.zip(dx.chunks_exact_mut(plane.len())).zip(kept.chunks_exact(plane.groups * 2));
+        for (((x, dy), dx), kept) in planes {
+            for (group, kept) in kept.chunks_exact(2).enumerate() {
+                mean[group * size..][..size].fill(kept[0]);
+                rstd[group * size..][..size].fill(kept[1]);
+            }
+            sum_g.fill(T::ZERO);
+            sum_gx.fill(T::ZERO);
+            for ((row, dy), dx) in x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c)) {
+                match activation {
+                    Activation::None => dx.copy_from_slice(dy),
+                    Activation::Silu => {
+                        for i in 0..c {
+                            dx[i] = dy[i] * silu_slope((row[i] - mean[i]) * rstd[i] * w[i] + b[i]);
+                        }
+                    }
+                }
+                for i in 0..c {
+                    sum_g[i] += dx[i];
+                    sum_gx[i] += dx[i] * (row[i] - mean[i]) * rstd[i];
+                }
+            }
+            for i in 0..c {
+                db[i] += sum_g[i];
+                dw[i] += sum_gx[i];
+                sum_g[i] *= w[i];
+                sum_gx[i] *= w[i];
+            }
+            pool_groups(&mut sum_g, plane.groups, count);
+            pool_groups(&mut sum_gx, plane.groups, count);
+            for (row, dx) in x.chunks_exact(c).zip(dx.chunks_exact_mut(c)) {
+                for i in 0..c {
+                    let normed = (row[i] - mean[i]) * rstd[i];
+                    dx[i] = rstd[i] * (dx[i] * w[i] - sum_g[i] - normed * sum_gx[i]);
+                }
+            }
+        }
+        (dw, db)
+    }
 }
 
 fn group_norm_on_device(

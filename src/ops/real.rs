@@ -73,7 +73,7 @@ impl Real for f32 {
         let x = self.clamp(-4.0, 4.0);
         let x2 = x * x;
         let mut p = -2.726_142_4e-10_f32;
-        for c in [2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_3e-4, -2.954_599_8e-3, -1.609_603_3e-2] {
+        for c in [2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906e-4, -2.954_6e-3, -1.609_603_3e-2] {
             p = p * x2 + c;
         }
         let mut q = -1.456_606_5e-5_f32;
@@ -99,19 +99,46 @@ impl Real for f32 {
     }
 }
 
-/// Runs `f` compiled for the widest vector unit that this machine has; inner functions must be `#[inline(always)]`.
-#[inline(always)]
-pub fn vectorised<R>(f: impl FnOnce() -> R) -> R {
-    struct Kernel<F>(F);
-    impl<R, F: FnOnce() -> R> pulp::WithSimd for Kernel<F> {
-        type Output = R;
-        #[inline(always)]
-        fn with_simd<S: pulp::Simd>(self, _: S) -> R {
-            (self.0)()
+/// Defines a function that is compiled for AVX-512, for AVX2 and for the target's baseline, and runs the widest that this
+/// machine has. The loops inside are left to the compiler's vectoriser, so what they call must be `#[inline(always)]`.
+/// Generics stand in square brackets: `vectorised! { fn f[T: Real](x: &[T]) { … } }`.
+macro_rules! vectorised {
+    (
+        $(#[$attribute:meta])*
+        $visibility:vis fn $name:ident[$($generics:tt)*]($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block
+    ) => {
+        $(#[$attribute])*
+        $visibility fn $name<$($generics)*>($($argument: $type),*) $(-> $result)? {
+            #[inline(always)]
+            fn body<$($generics)*>($($argument: $type),*) $(-> $result)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
+                fn avx512<$($generics)*>($($argument: $type),*) $(-> $result)? {
+                    body($($argument),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2<$($generics)*>($($argument: $type),*) $(-> $result)? {
+                    body($($argument),*)
+                }
+                let has_avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+                let has_avx512 = is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512bw");
+                // SAFETY: each is called only where the machine has the features that it is compiled for.
+                if has_avx512 && has_avx2 {
+                    return unsafe { avx512($($argument),*) };
+                }
+                if has_avx2 {
+                    return unsafe { avx2($($argument),*) };
+                }
+            }
+            body($($argument),*)
         }
-    }
-    pulp::Arch::new().dispatch(Kernel(f))
+    };
 }
+pub(super) use vectorised;
 
 /// A matrix in memory: element (row, column) is at `start + row·row_stride + column·column_stride`.
 #[derive(Clone, Copy)]

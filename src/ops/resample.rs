@@ -44,19 +44,23 @@ pub fn upsample2x(x: &Tensor) -> Result<Tensor> {
 fn sums_of_blocks<T: Real>(dy: &[T], w: usize, c: usize) -> Vec<T> {
     let mut dx = vec![T::ZERO; dy.len() / 4];
     parallel::for_rows(&mut dx, w * c, 8, |rows, dx| {
-        vectorised(|| {
-            for (row, dx) in rows.zip(dx.chunks_exact_mut(w * c)) {
-                let (upper, lower) = dy[row * 4 * w * c..][..4 * w * c].split_at(2 * w * c);
-                let blocks = upper.chunks_exact(2 * c).zip(lower.chunks_exact(2 * c));
-                for (sum, (upper, lower)) in dx.chunks_exact_mut(c).zip(blocks) {
-                    for i in 0..c {
-                        sum[i] = (upper[i] + upper[c + i]) + (lower[i] + lower[c + i]);
-                    }
-                }
-            }
-        })
+        sum_blocks(dx, &dy[rows.start * 4 * w * c..rows.end * 4 * w * c], w, c)
     });
     dx
+}
+
+vectorised! {
+    fn sum_blocks[T: Real](dx: &mut [T], dy: &[T], w: usize, c: usize) {
+        for (dx, dy) in dx.chunks_exact_mut(w * c).zip(dy.chunks_exact(4 * w * c)) {
+            let (upper, lower) = dy.split_at(2 * w * c);
+            let blocks = upper.chunks_exact(2 * c).zip(lower.chunks_exact(2 * c));
+            for (sum, (upper, lower)) in dx.chunks_exact_mut(c).zip(blocks) {
+                for i in 0..c {
+                    sum[i] = (upper[i] + upper[c + i]) + (lower[i] + lower[c + i]);
+                }
+            }
+        }
+    }
 }
 
 /// # Shapes
