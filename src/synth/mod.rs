@@ -1,1 +1,3 @@
-//! (module)
+//! Same-subject sets made by the program: the procedural toybox.
+
+pub mod toybox;
