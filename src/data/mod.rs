@@ -1,1 +1,7 @@
-//! (module)
+//! Pictures and sets of pictures: read from files, written to files, and dealt out to training.
+
+pub mod set;
+pub mod sources;
+
+pub use set::ImageSet;
+pub use sources::SetSource;
