@@ -1,1 +1,19 @@
-//! (module)
+//! The mathematics of diffusion, without networks: noise schedule, loss, guidance, sampler steps.
+
+pub mod guidance;
+pub mod sampler;
+pub mod schedule;
+
+pub use guidance::{Branch, Guidance};
+pub use sampler::Sampler;
+pub use schedule::{NoiseSchedule, ScheduleConfig};
+
+use candle_core::{DType, Result, Tensor};
+
+/// Mean squared error over all images of all sets (equation 2), in f32.
+///
+/// # Shapes
+/// - prediction, target of one shape → scalar
+pub fn mse(prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
+    (prediction.to_dtype(DType::F32)? - target.to_dtype(DType::F32)?)?.sqr()?.mean_all()
+}

@@ -1,15 +1,22 @@
 //! The network family: U-Net, AutoencoderKL, CLIP text encoder; built from a diffusers `config.json`.
 
 pub mod config;
+pub mod files;
 pub mod params;
 
 mod blocks;
 pub mod layers;
 mod resnet;
 mod transformer;
+pub mod text;
+pub mod tokenizer;
 pub mod unet;
 pub mod vae;
+pub mod write;
 
 pub use config::{UnetConfig, VaeConfig};
+pub use files::Files;
+pub use text::{TextConfig, TextEncoder};
+pub use tokenizer::{Prompt, Tokenizer};
 pub use unet::JointUnet;
 pub use vae::Vae;

@@ -6,7 +6,7 @@
 use std::sync::Mutex;
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor,
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor,
     bail, op::BackpropOp,
 };
 
@@ -182,6 +182,31 @@ pub fn with_values<T: Real, R>(x: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<
     let values = T::cpu_storage_as_slice(storage)?;
     let start = layout.start_offset();
     Ok(f(&values[start..start + layout.shape().elem_count()]))
+}
+
+/// Calls `f` with the values of a contiguous CPU f32 tensor, to change them where they are (parameters and their moments).
+pub fn with_values_mut<R: Send>(x: &Tensor, f: impl FnOnce(&mut [f32]) -> R + Send) -> Result<R> {
+    struct InPlace<F, R>(Mutex<(Option<F>, Option<R>)>);
+    impl<R: Send, F: FnOnce(&mut [f32]) -> R + Send> InplaceOp1 for InPlace<F, R> {
+        fn name(&self) -> &'static str {
+            "with_values_mut"
+        }
+        fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+            let CpuStorage::F32(values) = storage else { bail!("with_values_mut: the tensor must be f32") };
+            let Some((start, end)) = layout.contiguous_offsets() else {
+                bail!("with_values_mut: the tensor must be contiguous")
+            };
+            let mut slot = self.0.lock().expect("no panic while held");
+            if let Some(f) = slot.0.take() {
+                slot.1 = Some(f(&mut values[start..end]));
+            }
+            Ok(())
+        }
+    }
+    let op = InPlace(Mutex::new((Some(f), None)));
+    x.inplace_op1(&op)?;
+    let result = op.0.into_inner().expect("no panic while held").1;
+    result.ok_or_else(|| candle_core::Error::Msg("with_values_mut: the kernel did not run".into()))
 }
 
 /// A CPU tensor from kernel output, without history.

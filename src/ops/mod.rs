@@ -10,6 +10,7 @@ mod parallel;
 mod real;
 
 mod activation;
+mod adamw;
 mod attention;
 mod conv;
 mod linear;
@@ -18,6 +19,7 @@ mod resample;
 
 pub use activation::{geglu, gelu, quick_gelu, silu};
 pub use attention::{Mask, attention};
+pub use adamw::{AdamW, Moments};
 pub use conv::{Conv2d, conv2d};
 pub use linear::{add_per_image, linear};
 pub use norm::{Activation, Groups, group_norm, layer_norm};

@@ -1,1 +1,19 @@
-//! (module)
+//! Training: an objective gives losses, the trainer turns them into updates, checkpoints and a record of the run.
+//!
+//! Read `settings`, `trainer`, then the two objectives.
+
+pub mod settings;
+pub mod trainer;
+
+pub mod autoencoder;
+pub mod joint;
+pub mod objective;
+
+pub mod optimizer;
+pub mod run_folder;
+
+pub use autoencoder::AutoencoderObjective;
+pub use joint::JointObjective;
+pub use objective::Objective;
+pub use settings::{ObjectiveKind, TrainConfig};
+pub use trainer::{Hooks, StepReport, train};

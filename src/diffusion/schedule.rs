@@ -1,0 +1,189 @@
+//! The noise schedule: how much signal is left at each timestep, in f64.
+
+use anyhow::{Result, ensure};
+use candle_core::{Result as CandleResult, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// `scheduler/scheduler_config.json`; the fields that jedi acts upon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ScheduleConfig {
+    #[serde(rename = "_class_name")]
+    pub class_name: String,
+    pub num_train_timesteps: usize,
+    pub beta_start: f64,
+    pub beta_end: f64,
+    pub beta_schedule: BetaSchedule,
+    pub prediction_type: PredictionType,
+    pub timestep_spacing: Spacing,
+    pub steps_offset: usize,
+    /// Whether the step to the picture itself assumes ᾱ = 1, instead of ᾱ₀.
+    pub set_alpha_to_one: bool,
+    /// Pixel-space models clip the predicted picture; latent ones must not.
+    pub clip_sample: bool,
+}
+
+impl Default for ScheduleConfig {
+    /// Stable Diffusion 1.4's.
+    fn default() -> Self {
+        Self {
+            class_name: "DDIMScheduler".into(),
+            num_train_timesteps: 1000,
+            beta_start: 0.00085,
+            beta_end: 0.012,
+            beta_schedule: BetaSchedule::ScaledLinear,
+            prediction_type: PredictionType::Epsilon,
+            timestep_spacing: Spacing::Leading,
+            steps_offset: 1,
+            set_alpha_to_one: false,
+            clip_sample: false,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BetaSchedule {
+    Linear,
+    /// Linear in √β.
+    ScaledLinear,
+}
+
+/// What the network's output means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PredictionType {
+    /// The noise ε.
+    Epsilon,
+    /// v = √ᾱ·ε − √(1−ᾱ)·x₀ (Salimans & Ho 2022).
+    VPrediction,
+}
+
+/// How sampling steps are spread over the training timesteps (Lin et al. 2023, table 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Spacing {
+    Leading,
+    Trailing,
+    Linspace,
+}
+
+/// ᾱ of every training timestep.
+#[derive(Clone, Debug)]
+pub struct NoiseSchedule {
+    config: ScheduleConfig,
+    alphas_cumprod: Vec<f64>,
+}
+
+impl NoiseSchedule {
+    pub fn new(config: &ScheduleConfig) -> Result<Self> {
+        let steps = config.num_train_timesteps;
+        ensure!(steps > 1, "scheduler config: num_train_timesteps must be at least 2, not {steps}");
+        let between = |low: f64, high: f64, i: usize| low + (high - low) * i as f64 / (steps - 1) as f64;
+        let mut product = 1.0;
+        let alphas_cumprod = (0..steps)
+            .map(|i| {
+                let beta = match config.beta_schedule {
+                    BetaSchedule::Linear => between(config.beta_start, config.beta_end, i),
+                    BetaSchedule::ScaledLinear => between(config.beta_start.sqrt(), config.beta_end.sqrt(), i).powi(2),
+                };
+                product *= 1.0 - beta;
+                product
+            })
+            .collect();
+        Ok(Self { config: config.clone(), alphas_cumprod })
+    }
+
+    pub fn config(&self) -> &ScheduleConfig {
+        &self.config
+    }
+
+    pub fn train_steps(&self) -> usize {
+        self.alphas_cumprod.len()
+    }
+
+    /// ᾱ_t.
+    pub fn alpha_cumprod(&self, timestep: usize) -> f64 {
+        self.alphas_cumprod[timestep]
+    }
+
+    /// ᾱ behind the last sampling step.
+    pub fn final_alpha_cumprod(&self) -> f64 {
+        if self.config.set_alpha_to_one { 1.0 } else { self.alphas_cumprod[0] }
+    }
+
+    /// The timesteps of a sampling run, from noise to picture (diffusers `set_timesteps`).
+    pub fn sampling_timesteps(&self, steps: usize) -> Result<Vec<usize>> {
+        let total = self.train_steps();
+        ensure!((1..=total).contains(&steps), "--steps {steps}: must lie in 1..={total}");
+        let last = total - 1;
+        Ok((0..steps)
+            .rev()
+            .map(|i| match self.config.timestep_spacing {
+                Spacing::Leading => (i * (total / steps) + self.config.steps_offset).min(last),
+                Spacing::Trailing => ((i + 1) as f64 * total as f64 / steps as f64).round() as usize - 1,
+                Spacing::Linspace if steps == 1 => 0,
+                Spacing::Linspace => (i as f64 * last as f64 / (steps - 1) as f64).round_ties_even() as usize,
+            })
+            .collect())
+    }
+
+    /// √ᾱ_t·x₀ + √(1−ᾱ_t)·ε with one timestep a leading index.
+    ///
+    /// # Shapes
+    /// - clean, noise `[b, ..]`, timesteps b of them → `[b, ..]`
+    pub fn add_noise(&self, clean: &Tensor, noise: &Tensor, timesteps: &[usize]) -> CandleResult<Tensor> {
+        let mut shape = vec![1; clean.rank()];
+        shape[0] = timesteps.len();
+        let factor = |f: &dyn Fn(f64) -> f64| {
+            let values: Vec<f32> = timesteps.iter().map(|&t| f(self.alphas_cumprod[t]).sqrt() as f32).collect();
+            Tensor::from_vec(values, shape.as_slice(), clean.device())?.to_dtype(clean.dtype())
+        };
+        clean.broadcast_mul(&factor(&|alpha| alpha)?)? + noise.broadcast_mul(&factor(&|alpha| 1.0 - alpha)?)?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schedule() -> NoiseSchedule {
+        NoiseSchedule::new(&ScheduleConfig::default()).unwrap()
+    }
+
+    #[test]
+    fn the_signal_only_ever_decreases() {
+        let schedule = schedule();
+        assert!(schedule.alphas_cumprod.windows(2).all(|w| w[1] < w[0]));
+        assert!(schedule.alpha_cumprod(0) < 1.0 && schedule.alpha_cumprod(999) > 0.0);
+    }
+
+    #[test]
+    fn alphas_agree_with_diffusers() {
+        // DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod[[0, 500, 999]]
+        let schedule = schedule();
+        for (t, expected) in [(0, 0.99915), (500, 0.27632), (999, 0.00466)] {
+            let found = schedule.alpha_cumprod(t);
+            assert!((found - expected).abs() < 2e-3 * expected.max(0.01) + 5e-6, "ᾱ_{t} = {found}, not {expected}");
+        }
+    }
+
+    #[test]
+    fn leading_timesteps_are_those_of_stable_diffusion() {
+        // PNDM/DDIM of SD1.4 at 4 steps, steps_offset 1.
+        assert_eq!(schedule().sampling_timesteps(4).unwrap(), [751, 501, 251, 1]);
+        assert!(schedule().sampling_timesteps(0).is_err());
+        assert!(schedule().sampling_timesteps(1001).is_err());
+    }
+
+    #[test]
+    fn noise_mixes_by_the_timestep_of_each_image() {
+        let schedule = schedule();
+        let ones = Tensor::ones((2, 1, 1, 1), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+        let zeros = ones.zeros_like().unwrap();
+        let mixed = schedule.add_noise(&ones, &zeros, &[0, 999]).unwrap().flatten_all().unwrap();
+        let mixed = mixed.to_vec1::<f32>().unwrap();
+        assert!((mixed[0] as f64 - schedule.alpha_cumprod(0).sqrt()).abs() < 1e-6);
+        assert!((mixed[1] as f64 - schedule.alpha_cumprod(999).sqrt()).abs() < 1e-6);
+    }
+}

@@ -1,0 +1,151 @@
+//! The CLIP text encoder (transformers `CLIPTextModel`): token and position embeddings, causal transformer, final norm.
+
+use anyhow::{Result, ensure};
+use candle_core::{Result as CandleResult, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::layers::{LayerNorm, Linear};
+use super::params::{Init, NamedVars, Params};
+use crate::ops::{self, Mask};
+
+/// `text_encoder/config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TextConfig {
+    #[serde(default = "architectures")]
+    pub architectures: Vec<String>,
+    #[serde(default = "model_type")]
+    pub model_type: String,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    /// l: tokens a prompt is cut or padded to.
+    #[serde(default = "seventy_seven")]
+    pub max_position_embeddings: usize,
+    #[serde(default)]
+    pub hidden_act: HiddenAct,
+    #[serde(default = "eps")]
+    pub layer_norm_eps: f64,
+}
+
+/// The activation of the feed-forward layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HiddenAct {
+    #[default]
+    QuickGelu,
+    Gelu,
+}
+
+fn architectures() -> Vec<String> {
+    vec!["CLIPTextModel".into()]
+}
+fn model_type() -> String {
+    "clip_text_model".into()
+}
+fn seventy_seven() -> usize {
+    77
+}
+fn eps() -> f64 {
+    1e-5
+}
+
+pub struct TextEncoder {
+    config: TextConfig,
+    token_embedding: Tensor,
+    position_embedding: Tensor,
+    layers: Vec<Layer>,
+    final_layer_norm: LayerNorm,
+}
+
+impl TextEncoder {
+    /// Builds the network; the parameters that training may change come beside it.
+    pub fn new(config: &TextConfig, params: Params) -> Result<(Self, NamedVars)> {
+        let (width, heads) = (config.hidden_size, config.num_attention_heads);
+        ensure!(
+            heads > 0 && width.is_multiple_of(heads),
+            "text encoder config: num_attention_heads {heads} does not divide hidden_size {width}"
+        );
+        let root = params.pp("text_model");
+        let embeddings = root.pp("embeddings");
+        // The deviations that transformers draws CLIP's embeddings with.
+        let token_init = Init::Normal(0.02);
+        let text = Self {
+            token_embedding: embeddings.get("token_embedding.weight", &[config.vocab_size, width], token_init)?,
+            position_embedding: embeddings.get(
+                "position_embedding.weight",
+                &[config.max_position_embeddings, width],
+                token_init,
+            )?,
+            layers: (0..config.num_hidden_layers)
+                .map(|i| Layer::new(&root.pp("encoder.layers").pp(i), config))
+                .collect::<Result<_>>()?,
+            final_layer_norm: LayerNorm::new(&root.pp("final_layer_norm"), width, config.layer_norm_eps)?,
+            config: config.clone(),
+        };
+        Ok((text, params.finish()?))
+    }
+
+    pub fn config(&self) -> &TextConfig {
+        &self.config
+    }
+
+    /// # Shapes
+    /// - tokens `[b, l]` u32, `l` at most `max_position_embeddings` → `[b, l, d]`
+    pub fn forward(&self, tokens: &Tensor) -> CandleResult<Tensor> {
+        let (b, l) = tokens.dims2()?;
+        let width = self.config.hidden_size;
+        let tokens = self.token_embedding.index_select(&tokens.flatten_all()?, 0)?.reshape((b, l, width))?; // [b, l, d]
+        let mut hidden = tokens.broadcast_add(&self.position_embedding.narrow(0, 0, l)?)?;
+        for layer in &self.layers {
+            hidden = layer.forward(&hidden)?;
+        }
+        self.final_layer_norm.forward(&hidden)
+    }
+}
+
+/// Self-attention and feed-forward, each behind a layer norm and added to its input.
+struct Layer {
+    layer_norm1: LayerNorm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    heads: usize,
+    hidden_act: HiddenAct,
+}
+
+impl Layer {
+    fn new(params: &Params, config: &TextConfig) -> Result<Self> {
+        let (d, inner) = (config.hidden_size, config.intermediate_size);
+        let attention = params.pp("self_attn");
+        Ok(Self {
+            layer_norm1: LayerNorm::new(&params.pp("layer_norm1"), d, config.layer_norm_eps)?,
+            q_proj: Linear::new(&attention.pp("q_proj"), d, d)?,
+            k_proj: Linear::new(&attention.pp("k_proj"), d, d)?,
+            v_proj: Linear::new(&attention.pp("v_proj"), d, d)?,
+            out_proj: Linear::new(&attention.pp("out_proj"), d, d)?,
+            layer_norm2: LayerNorm::new(&params.pp("layer_norm2"), d, config.layer_norm_eps)?,
+            fc1: Linear::new(&params.pp("mlp.fc1"), d, inner)?,
+            fc2: Linear::new(&params.pp("mlp.fc2"), inner, d)?,
+            heads: config.num_attention_heads,
+            hidden_act: config.hidden_act,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
+        let normed = self.layer_norm1.forward(x)?;
+        let (q, k, v) = (self.q_proj.forward(&normed)?, self.k_proj.forward(&normed)?, self.v_proj.forward(&normed)?);
+        let x = (x + self.out_proj.forward(&ops::attention(&q, &k, &v, self.heads, Mask::Causal)?)?)?;
+        let hidden = self.fc1.forward(&self.layer_norm2.forward(&x)?)?;
+        let hidden = match self.hidden_act {
+            HiddenAct::QuickGelu => ops::quick_gelu(&hidden)?,
+            HiddenAct::Gelu => ops::gelu(&hidden)?,
+        };
+        &x + self.fc2.forward(&hidden)?
+    }
+}

@@ -1,0 +1,117 @@
+//! CLIP's byte-level BPE tokenizer, from `vocab.json` + `merges.txt` or `tokenizer.json`.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, anyhow};
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence, replace::ReplacePattern};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence as PreSequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, SplitDelimiterBehavior};
+
+use super::files::Files;
+
+const START: &str = "<|startoftext|>";
+const END: &str = "<|endoftext|>";
+
+/// Words of a prompt: special tokens, English contractions, letters, single digits, other signs (OpenAI CLIP's
+/// `simple_tokenizer.py`).
+const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    start: u32,
+    end: u32,
+    pad: u32,
+    length: usize,
+}
+
+/// The tokens of a prompt, and what did not fit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// Start, text, end, padding: always the encoder's length.
+    pub tokens: Vec<u32>,
+    /// The end of the text that was cut off.
+    pub cut: Option<String>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer/` of a model; prompts are cut and padded to `length` tokens.
+    pub fn read(files: &Files, length: usize) -> Result<Self> {
+        let inner = if files.contains("tokenizer/vocab.json") {
+            from_vocabulary(&files.text("tokenizer/vocab.json")?, &files.text("tokenizer/merges.txt")?)
+        } else {
+            let json = files.bytes("tokenizer/tokenizer.json")?;
+            tokenizers::Tokenizer::from_bytes(&json).map_err(|error| anyhow!("{error}"))
+        };
+        let mut inner = inner.with_context(|| files.describe("tokenizer"))?;
+        // Padding and truncation that a tokenizer.json may bring are ours to do.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|error| anyhow!("{error}"))?;
+        let id = |token: &str| {
+            inner.token_to_id(token).with_context(|| format!("{}: no token {token}", files.describe("tokenizer")))
+        };
+        let pad = match files.contains("tokenizer/tokenizer_config.json") {
+            true => pad_token(&files.text("tokenizer/tokenizer_config.json")?)?,
+            false => END.into(),
+        };
+        let (start, end, pad) = (id(START)?, id(END)?, id(&pad)?);
+        Ok(Self { inner, start, end, pad, length })
+    }
+
+    /// Tokens of `prompt`; of a prompt that is too long the end is cut off and named.
+    pub fn encode(&self, prompt: &str) -> Result<Prompt> {
+        let encoding = self.inner.encode(prompt, false).map_err(|error| anyhow!("prompt {prompt:?}: {error}"))?;
+        let room = self.length - 2;
+        let ids = encoding.get_ids();
+        let cut = (ids.len() > room).then(|| {
+            // Offsets count from the normalised prompt's characters; decoding the rest shows what was really lost.
+            self.inner.decode(&ids[room..], true).unwrap_or_default().replace("</w>", " ").trim().to_string()
+        });
+        let mut tokens = vec![self.start];
+        tokens.extend(ids.iter().take(room));
+        tokens.push(self.end);
+        tokens.resize(self.length, self.pad);
+        Ok(Prompt { tokens, cut })
+    }
+}
+
+fn from_vocabulary(vocab: &str, merges: &str) -> Result<tokenizers::Tokenizer> {
+    let vocab: BTreeMap<String, u32> = serde_json::from_str(vocab).context("vocab.json")?;
+    let merges = merges
+        .lines()
+        .filter(|line| !line.starts_with("#version") && !line.trim().is_empty())
+        .map(|line| match line.split_once(' ') {
+            Some((a, b)) => Ok((a.to_string(), b.trim_end().to_string())),
+            None => Err(anyhow!("merges.txt: line {line:?} is not a pair")),
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let bpe = BPE::builder()
+        .vocab_and_merges(Vocab::from_iter(vocab), merges)
+        .unk_token(END.into())
+        .end_of_word_suffix("</w>".into())
+        .build()
+        .map_err(|error| anyhow!("{error}"))?;
+    let mut tokenizer = tokenizers::Tokenizer::new(bpe);
+    let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ").map_err(|error| anyhow!("{error}"))?;
+    tokenizer
+        .with_normalizer(Some(Sequence::new(vec![NFC.into(), spaces.into(), Lowercase.into()])))
+        .map_err(|error| anyhow!("{error}"))?;
+    let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Removed, true)
+        .map_err(|error| anyhow!("{error}"))?;
+    let bytes = ByteLevel::new(false, true, false);
+    tokenizer.with_pre_tokenizer(Some(PreSequence::new(vec![words.into(), bytes.into()])));
+    tokenizer.with_decoder(Some(bytes));
+    tokenizer
+        .add_special_tokens([START, END].map(|token| AddedToken::from(token, true)))
+        .map_err(|error| anyhow!("{error}"))?;
+    Ok(tokenizer)
+}
+
+/// `pad_token` is a string or an object with `content`; SD1's is the end token, SD2's `!`.
+fn pad_token(config: &str) -> Result<String> {
+    let config: serde_json::Value = serde_json::from_str(config).context("tokenizer/tokenizer_config.json")?;
+    let token = &config["pad_token"];
+    Ok(token.as_str().or_else(|| token["content"].as_str()).unwrap_or(END).to_string())
+}

@@ -1,0 +1,79 @@
+//! Writes model folders in the diffusers layout. Every file goes to a temporary name first and is renamed when whole.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use candle_core::Tensor;
+use serde::Serialize;
+
+/// Writes `bytes` so that a reader sees the old file or the whole new one.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let context = || format!("{}: cannot be written", path.display());
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).with_context(context)?;
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    write().inspect_err(|_| drop(std::fs::remove_file(&temporary))).with_context(context)
+}
+
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    write_atomically(path, text.as_bytes())
+}
+
+/// Writes a `.safetensors` file, tensors sorted by name; the metadata says that they are PyTorch's.
+pub fn write_tensors(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: &[(&str, String)],
+) -> Result<()> {
+    let mut all: HashMap<String, String> = metadata.iter().map(|(k, v)| (k.to_string(), v.clone())).collect();
+    all.insert("format".into(), "pt".into());
+    let tensors = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
+    let bytes = safetensors::serialize(tensors, Some(all)).with_context(|| path.display().to_string())?;
+    write_atomically(path, &bytes)
+}
+
+/// Writes `config.json` and the weights of one component of a model folder.
+pub fn write_component(
+    folder: &Path,
+    component: &str,
+    config: &impl Serialize,
+    tensors: &BTreeMap<String, Tensor>,
+) -> Result<()> {
+    let folder = folder.join(component);
+    let stem = if component.starts_with("text_encoder") { "model" } else { "diffusion_pytorch_model" };
+    write_json(&folder.join("config.json"), config)?;
+    write_tensors(&folder.join(format!("{stem}.safetensors")), tensors, &[])
+}
+
+/// `model_index.json`: which class of which library reads each component that the folder holds.
+pub fn write_model_index(folder: &Path) -> Result<()> {
+    let mut index = serde_json::Map::new();
+    index.insert("_class_name".into(), "StableDiffusionPipeline".into());
+    for (component, library, class) in [
+        ("scheduler", "diffusers", "DDIMScheduler"),
+        ("text_encoder", "transformers", "CLIPTextModel"),
+        ("tokenizer", "transformers", "CLIPTokenizer"),
+        ("unet", "diffusers", "UNet2DConditionModel"),
+        ("vae", "diffusers", "AutoencoderKL"),
+    ] {
+        if folder.join(component).is_dir() {
+            index.insert(component.into(), serde_json::json!([library, class]));
+        }
+    }
+    for absent in ["safety_checker", "feature_extractor"] {
+        index.insert(absent.into(), serde_json::json!([null, null]));
+    }
+    write_json(&folder.join("model_index.json"), &index)
+}

@@ -1,0 +1,174 @@
+//! One AdamW update with its exponential moving average, in a single pass over a parameter.
+
+use candle_core::{Result, Tensor, Var, bail};
+
+use super::graft::{on_cpu, with_values, with_values_mut};
+use super::real::{Real, vectorised};
+
+/// AdamW (Loshchilov & Hutter 2019) as `torch.optim.AdamW`, at one step.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamW {
+    pub lr: f64,
+    pub betas: (f64, f64),
+    pub eps: f64,
+    pub weight_decay: f64,
+    /// Updates made including this one, from 1.
+    pub step: u64,
+    /// What gradients are multiplied with first (clipping by the global norm).
+    pub gradient_scale: f64,
+    /// ema ← decay·ema + (1 − decay)·parameter.
+    pub ema_decay: f64,
+}
+
+/// What AdamW remembers of a parameter; all of its shape.
+pub struct Moments {
+    pub first: Var,
+    pub second: Var,
+    pub ema: Var,
+}
+
+impl AdamW {
+    /// Updates the parameter and its moments in place.
+    ///
+    /// # Shapes
+    /// - gradient of the parameter's shape
+    pub fn update(&self, parameter: &Var, gradient: &Tensor, moments: &Moments) -> Result<()> {
+        if gradient.dims() != parameter.dims() {
+            bail!("adamw: gradient {:?} for a parameter {:?}", gradient.dims(), parameter.dims());
+        }
+        if !on_cpu(parameter) {
+            return self.update_on_device(parameter, gradient, moments);
+        }
+        let factors = self.factors();
+        with_values::<f32, _>(gradient, |g| {
+            with_values_mut(parameter, |p| {
+                with_values_mut(&moments.first, |m| {
+                    with_values_mut(&moments.second, |v| {
+                        with_values_mut(&moments.ema, |e| fused(p, m, v, e, g, factors))
+                    })
+                })
+            })
+        })?????;
+        Ok(())
+    }
+
+    fn factors(&self) -> Factors<f32> {
+        let (b1, b2) = self.betas;
+        let correction = |beta: f64| 1.0 - beta.powi(self.step.min(i32::MAX as u64) as i32);
+        Factors {
+            gradient_scale: self.gradient_scale as f32,
+            shrink: (1.0 - self.lr * self.weight_decay) as f32,
+            betas: (b1 as f32, b2 as f32),
+            step_size: (self.lr / correction(b1)) as f32,
+            inverse_root: (1.0 / correction(b2).sqrt()) as f32,
+            eps: self.eps as f32,
+            ema_decay: self.ema_decay as f32,
+        }
+    }
+
+    fn update_on_device(&self, parameter: &Var, gradient: &Tensor, moments: &Moments) -> Result<()> {
+        let (b1, b2) = self.betas;
+        let f = self.factors();
+        let gradient = (gradient.detach() * self.gradient_scale)?;
+        let first = ((moments.first.as_detached_tensor() * b1)? + (&gradient * (1.0 - b1))?)?;
+        let second = ((moments.second.as_detached_tensor() * b2)? + (gradient.sqr()? * (1.0 - b2))?)?;
+        let denominator = ((second.sqrt()? * f.inverse_root as f64)? + self.eps)?;
+        let shrunk = (parameter.as_detached_tensor() * f.shrink as f64)?;
+        let updated = (shrunk - ((&first / denominator)? * f.step_size as f64)?)?;
+        let ema =
+            ((moments.ema.as_detached_tensor() * self.ema_decay)? + (&updated * (1.0 - self.ema_decay))?)?;
+        parameter.set(&updated)?;
+        moments.first.set(&first)?;
+        moments.second.set(&second)?;
+        moments.ema.set(&ema)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Factors<T> {
+    gradient_scale: T,
+    shrink: T,
+    betas: (T, T),
+    step_size: T,
+    inverse_root: T,
+    eps: T,
+    ema_decay: T,
+}
+
+vectorised! {
+    fn fused[T: Real](p: &mut [T], m: &mut [T], v: &mut [T], e: &mut [T], g: &[T], f: Factors<T>) {
+        let n = g.len();
+        let (p, m, v, e) = (&mut p[..n], &mut m[..n], &mut v[..n], &mut e[..n]);
+        for i in 0..n {
+            let g = g[i] * f.gradient_scale;
+            m[i] = f.betas.0 * m[i] + (T::ONE - f.betas.0) * g;
+            v[i] = f.betas.1 * v[i] + (T::ONE - f.betas.1) * g * g;
+            p[i] = p[i] * f.shrink - f.step_size * m[i] / (v[i].sqrt() * f.inverse_root + f.eps);
+            e[i] = f.ema_decay * e[i] + (T::ONE - f.ema_decay) * p[i];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn moments(values: &[f32]) -> Moments {
+        let var = |t: Tensor| Var::from_tensor(&t).unwrap();
+        let p = Tensor::new(values, &Device::Cpu).unwrap();
+        let zeros = p.zeros_like().unwrap();
+        Moments { first: var(zeros.copy().unwrap()), second: var(zeros), ema: var(p) }
+    }
+
+    #[test]
+    fn agrees_with_the_formulas_and_with_the_path_of_other_devices() {
+        let start = [0.5f32, -1.0, 2.0];
+        let (fused, composed) = (moments(&start), moments(&start));
+        let p = Var::new(&start, &Device::Cpu).unwrap();
+        let q = Var::new(&start, &Device::Cpu).unwrap();
+        // By hand in f64.
+        let (mut value, mut m, mut v, mut ema) = (0.5f64, 0.0f64, 0.0f64, 0.5f64);
+        for step in 1..=5u64 {
+            let adamw = AdamW {
+                lr: 0.01,
+                betas: (0.9, 0.999),
+                eps: 1e-8,
+                weight_decay: 0.1,
+                step,
+                gradient_scale: 0.5,
+                ema_decay: 0.9,
+            };
+            let gradient = Tensor::new(&[step as f32, -0.3, 0.0], &Device::Cpu).unwrap();
+            adamw.update(&p, &gradient, &fused).unwrap();
+            adamw.update_on_device(&q, &gradient, &composed).unwrap();
+            let g = step as f64 * 0.5;
+            m = 0.9 * m + 0.1 * g;
+            v = 0.999 * v + 0.001 * g * g;
+            let corrected = (m / (1.0 - 0.9f64.powi(step as i32)), v / (1.0 - 0.999f64.powi(step as i32)));
+            value = value * (1.0 - 0.01 * 0.1) - 0.01 * corrected.0 / (corrected.1.sqrt() + 1e-8);
+            ema = 0.9 * ema + 0.1 * value;
+        }
+        let values = |t: &Tensor| t.to_vec1::<f32>().unwrap();
+        assert!((values(&p)[0] as f64 - value).abs() < 1e-6, "{} {value}", values(&p)[0]);
+        assert!((values(&fused.ema)[0] as f64 - ema).abs() < 1e-6);
+        for (a, b) in values(&p).iter().chain(&values(&fused.ema)).zip(values(&q).iter().chain(&values(&composed.ema))) {
+            assert!((a - b).abs() < 1e-6, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn a_gradient_of_another_shape_is_refused() {
+        let p = Var::new(&[1f32, 2.0], &Device::Cpu).unwrap();
+        let adamw = AdamW {
+            lr: 0.1,
+            betas: (0.9, 0.999),
+            eps: 1e-8,
+            weight_decay: 0.0,
+            step: 1,
+            gradient_scale: 1.0,
+            ema_decay: 0.9,
+        };
+        assert!(adamw.update(&p, &Tensor::new(&[1f32], &Device::Cpu).unwrap(), &moments(&[1.0, 2.0])).is_err());
+    }
+}

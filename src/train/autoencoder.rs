@@ -1,0 +1,135 @@
+//! Objective `autoencoder`: a small VAE that keeps outlines, with latents near the standard normal.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Tensor};
+
+use super::objective::{Objective, Weights, component, frozen, merge};
+use super::settings::{AutoencoderConfig, TrainConfig};
+use crate::data::tensor_from_images;
+use crate::data::{Loader, LoaderSettings, SetSource};
+use crate::device::Runtime;
+use crate::model::params::{NamedVars, Params};
+use crate::model::vae::Moments;
+use crate::model::write::write_component;
+use crate::model::{Files, Vae, VaeConfig};
+use crate::rng::Rng;
+
+/// Pictures of the validation loss.
+const VALIDATION_IMAGES: usize = 64;
+
+pub struct AutoencoderObjective {
+    settings: AutoencoderConfig,
+    seed: u64,
+    runtime: Runtime,
+    config: VaeConfig,
+    vae: Vae,
+    vars: NamedVars,
+    source: Arc<dyn SetSource>,
+    loader: Loader,
+    images_per_set: usize,
+    validation: Tensor,
+}
+
+impl AutoencoderObjective {
+    pub fn new(
+        config: &TrainConfig,
+        runtime: &Runtime,
+        source: Arc<dyn SetSource>,
+        validation: &dyn SetSource,
+    ) -> Result<Self> {
+        let architecture = Files::Folder(config.model.architecture.clone());
+        let vae_config: VaeConfig = architecture.json("vae/config.json")?;
+        let params = match &config.model.start_from {
+            None => Params::random(config.seed, &runtime.device, DType::F32),
+            Some(folder) => {
+                let (tensors, origin) = Files::Folder(folder.clone()).tensors("vae")?;
+                Params::checkpoint(tensors, origin, &runtime.device, DType::F32, true)
+            }
+        };
+        let (vae, own) = Vae::new(&vae_config, params)?;
+        let mut vars = NamedVars::new();
+        merge(&mut vars, "vae", own);
+        let images_per_set = source.read(0)?.images.len();
+        let settings = LoaderSettings {
+            seed: config.seed,
+            images_per_step: config.run.images_per_step,
+            set_sizes: vec![images_per_set],
+        };
+        let mut held_out = Vec::new();
+        for set_idx in 0..validation.n_sets() {
+            held_out.extend(validation.read(set_idx)?.images);
+        }
+        held_out.truncate(VALIDATION_IMAGES);
+        Ok(Self {
+            settings: config.autoencoder.clone(),
+            seed: config.seed,
+            runtime: runtime.clone(),
+            config: vae_config,
+            vae,
+            vars,
+            loader: Loader::new(settings, source.n_sets())?,
+            source,
+            images_per_set,
+            validation: tensor_from_images(&held_out, &runtime.device)?,
+        })
+    }
+
+    /// |x̂ − x| + edges + KL.
+    fn loss_of(&self, images: &Tensor, decoded: &Tensor, moments: &Moments) -> Result<Tensor> {
+        let difference = (decoded - images)?;
+        let (h, w) = (difference.dim(2)?, difference.dim(3)?);
+        let down = (difference.narrow(2, 1, h - 1)? - difference.narrow(2, 0, h - 1)?)?.abs()?.mean_all()?;
+        let across = (difference.narrow(3, 1, w - 1)? - difference.narrow(3, 0, w - 1)?)?.abs()?.mean_all()?;
+        let variance = moments.logvar.exp()?;
+        let kl = (((moments.mean.sqr()? + variance)? - &moments.logvar)? - 1.0)?.mean_all()?; // 2·KL a latent
+        let loss = (difference.abs()?.mean_all()? + ((down + across)? * self.settings.edge_weight)?)?;
+        Ok((loss + (kl * (0.5 * self.settings.kl_weight))?)?)
+    }
+}
+
+impl Objective for AutoencoderObjective {
+    fn parameters(&self) -> &NamedVars {
+        &self.vars
+    }
+
+    fn loss(&mut self, step: u64) -> Result<Tensor> {
+        let plan = self.loader.plan(step);
+        let mut images = Vec::with_capacity(plan.shape.total());
+        for set_idx in plan.set_idxs {
+            let set = self.source.read(set_idx)?;
+            anyhow::ensure!(
+                set.images.len() == self.images_per_set,
+                "set {}: has {} pictures, the first set has {}; the autoencoder wants sets of one size",
+                set.key,
+                set.images.len(),
+                self.images_per_set
+            );
+            images.extend(set.images);
+        }
+        let images = tensor_from_images(&images, &self.runtime.device)?;
+        let moments = self.vae.encode(&images)?;
+        let noise = Rng::new(self.seed, "latent noise", step).normal_tensor(moments.mean.dims())?;
+        let deviation = (&moments.logvar * 0.5)?.exp()?;
+        let latents = (&moments.mean + (deviation * noise.to_device(&self.runtime.device)?)?)?;
+        self.loss_of(&images, &self.vae.decode_unscaled(&latents)?, &moments)
+    }
+
+    fn validate(&mut self, weights: &Weights) -> Result<f64> {
+        let (vae, _) = Vae::new(&self.config, frozen(weights, "vae", &self.runtime.device))?;
+        let moments = vae.encode(&self.validation)?;
+        let decoded = vae.decode_unscaled(&moments.mean)?;
+        Ok(self.loss_of(&self.validation, &decoded, &moments)?.to_scalar::<f32>()? as f64)
+    }
+
+    /// The scaling factor is set so that the held-out latents have unit variance.
+    fn write(&self, folder: &Path, weights: &Weights) -> Result<()> {
+        let (vae, _) = Vae::new(&self.config, frozen(weights, "vae", &self.runtime.device))?;
+        let latents = vae.encode(&self.validation)?.mean.flatten_all()?;
+        let variance = latents.broadcast_sub(&latents.mean_all()?)?.sqr()?.mean_all()?.to_scalar::<f32>()? as f64;
+        let config = VaeConfig { scaling_factor: 1.0 / variance.sqrt().max(1e-6), ..self.config.clone() };
+        write_component(folder, "vae", &config, &component(weights, "vae")).context("autoencoder")
+    }
+}

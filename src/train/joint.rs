@@ -1,0 +1,284 @@
+//! Objective `joint`: denoise the images of a set together, some of them given as references (§3.2, §4).
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Tensor};
+
+use super::objective::{Objective, Weights, component, frozen, merge};
+use super::settings::{JointConfig, TrainConfig};
+use crate::data::tensor_from_images;
+use crate::data::{Loader, LoaderSettings, SetSource};
+use crate::device::Runtime;
+use crate::diffusion::{NoiseSchedule, ScheduleConfig, mse};
+use crate::model::params::{NamedVars, Params};
+use crate::model::write::{write_component, write_json, write_model_index};
+use crate::model::{Files, JointUnet, TextConfig, TextEncoder, Tokenizer, UnetConfig, Vae, VaeConfig};
+use crate::rng::Rng;
+use crate::shape::SetShape;
+
+/// Sets of the validation loss, and images in each.
+const VALIDATION: SetShape = SetShape { sets: 32, images: 3 };
+
+pub struct JointObjective {
+    settings: JointConfig,
+    seed: u64,
+    runtime: Runtime,
+    architecture: Files,
+    vae_files: Files,
+    unet_config: UnetConfig,
+    text_config: TextConfig,
+    schedule: NoiseSchedule,
+    unet: JointUnet,
+    text: TextEncoder,
+    vars: NamedVars,
+    loader: Loader,
+    latents: LatentCache,
+    validation: Batch,
+}
+
+/// What a loss is computed from, on the host.
+struct Batch {
+    shape: SetShape,
+    /// `[b·n, c, h, w]`.
+    clean: Tensor,
+    noise: Tensor,
+    /// One an image: true hides its reference.
+    masked: Vec<bool>,
+    /// One a set.
+    timesteps: Vec<usize>,
+    /// One an image.
+    tokens: Vec<Vec<u32>>,
+}
+
+impl JointObjective {
+    pub fn new(
+        config: &TrainConfig,
+        runtime: &Runtime,
+        source: Arc<dyn SetSource>,
+        validation: Arc<dyn SetSource>,
+    ) -> Result<Self> {
+        let architecture = Files::Folder(config.model.architecture.clone());
+        let unet_config: UnetConfig = architecture.json("unet/config.json")?;
+        let text_config: TextConfig = architecture.json("text_encoder/config.json")?;
+        ensure!(
+            unet_config.is_joint() && unet_config.cross_attention_dim == text_config.hidden_size,
+            "model.architecture: a joint U-Net has 2·out_channels + 1 inputs and the text encoder's width; this one has \
+             {} inputs, {} outputs and width {} for a text encoder of {}",
+            unet_config.in_channels,
+            unet_config.out_channels,
+            unet_config.cross_attention_dim,
+            text_config.hidden_size
+        );
+        let params = |component: &str, seed: u64| match &config.model.start_from {
+            None => Ok(Params::random(seed, &runtime.device, DType::F32)),
+            Some(folder) => {
+                let (tensors, origin) = Files::Folder(folder.clone()).tensors(component)?;
+                anyhow::Ok(Params::checkpoint(tensors, origin, &runtime.device, DType::F32, true))
+            }
+        };
+        let (unet, unet_vars) = JointUnet::new(&unet_config, params("unet", config.seed)?)?;
+        let (text, text_vars) = TextEncoder::new(&text_config, params("text_encoder", config.seed ^ 1)?)?;
+        let mut vars = NamedVars::new();
+        merge(&mut vars, "unet", unet_vars);
+        merge(&mut vars, "text_encoder", text_vars);
+
+        let vae_folder = config.model.vae.clone().context("model.vae: the joint objective needs a trained VAE")?;
+        let vae_files = Files::Folder(vae_folder);
+        let vae_config: VaeConfig = vae_files.json("vae/config.json")?;
+        let (tensors, origin) = vae_files.tensors("vae")?;
+        let (vae, _) = Vae::new(&vae_config, Params::checkpoint(tensors, origin, &runtime.device, DType::F32, false))?;
+        ensure!(
+            vae_config.latent_channels == unet_config.latent_channels(),
+            "model.vae: its latents have {} channels, the U-Net wants {}",
+            vae_config.latent_channels,
+            unet_config.latent_channels()
+        );
+        let tokenizer = Arc::new(Tokenizer::read(&architecture, text_config.max_position_embeddings)?);
+        let vae = Arc::new(vae);
+        let cache = |source| LatentCache {
+            source,
+            vae: vae.clone(),
+            tokenizer: tokenizer.clone(),
+            device: runtime.device.clone(),
+            sets: HashMap::new(),
+        };
+        let schedule: ScheduleConfig = architecture.json("scheduler/scheduler_config.json")?;
+        let schedule = NoiseSchedule::new(&schedule)?;
+        let validation = validation_batch(&mut cache(validation), &schedule, config.seed)?;
+        let loader = LoaderSettings {
+            seed: config.seed,
+            images_per_step: config.run.images_per_step,
+            set_sizes: config.joint.set_sizes.clone(),
+        };
+        Ok(Self {
+            settings: config.joint.clone(),
+            seed: config.seed,
+            runtime: runtime.clone(),
+            architecture,
+            vae_files,
+            unet_config,
+            text_config,
+            schedule,
+            unet,
+            text,
+            vars,
+            loader: Loader::new(loader, source.n_sets())?,
+            latents: cache(source),
+            validation,
+        })
+    }
+
+    fn batch(&mut self, step: u64) -> Result<Batch> {
+        let plan = self.loader.plan(step);
+        let shape = plan.shape;
+        let mut rng = Rng::new(self.seed, "conditions", step);
+        let (mut clean, mut tokens, mut masked) = (Vec::new(), Vec::new(), Vec::new());
+        let mut timesteps = Vec::with_capacity(shape.sets);
+        self.latents.fill(&plan.set_idxs)?;
+        let empty = self.latents.tokenizer.encode("")?.tokens;
+        for set_idx in plan.set_idxs {
+            timesteps.push(rng.below(self.schedule.train_steps()));
+            let drops_text = rng.chance(self.settings.set_text_dropout);
+            let drops_references = drops_text && rng.chance(0.5);
+            let set = &self.latents.sets[&set_idx];
+            ensure!(
+                set.latents.len() >= shape.images,
+                "set number {set_idx}: holds {} pictures, joint.set_sizes asks for {}",
+                set.latents.len(),
+                shape.images
+            );
+            let mut order: Vec<usize> = (0..set.latents.len()).collect();
+            rng.shuffle(&mut order);
+            for &image in &order[..shape.images] {
+                clean.push(set.latents[image].clone());
+                masked.push(drops_references | rng.chance(self.settings.mask_probability));
+                let drops_caption = drops_text | rng.chance(self.settings.image_text_dropout);
+                tokens.push(if drops_caption { empty.clone() } else { set.tokens[image].clone() });
+            }
+        }
+        let clean = Tensor::stack(&clean, 0)?; // [b·n, c, h, w]
+        let noise = Rng::new(self.seed, "training noise", step).normal_tensor(clean.dims())?;
+        Ok(Batch { shape, clean, noise, masked, timesteps, tokens })
+    }
+}
+
+/// Equation 2: mean squared error of the predicted noise over all images of all sets.
+fn loss_of(
+    unet: &JointUnet,
+    text: &TextEncoder,
+    schedule: &NoiseSchedule,
+    batch: &Batch,
+    device: &Device,
+) -> Result<Tensor> {
+    let shape = batch.shape;
+    let per_image: Vec<usize> = batch.timesteps.iter().flat_map(|&t| std::iter::repeat_n(t, shape.images)).collect();
+    let noisy = schedule.add_noise(&batch.clean, &batch.noise, &per_image)?;
+    let (_, _, h, w) = batch.clean.dims4()?;
+    let masked: Vec<f32> = batch.masked.iter().map(|&masked| f32::from(masked)).collect();
+    let mask = Tensor::from_vec(masked, (shape.total(), 1, 1, 1), &Device::Cpu)?;
+    let reference = batch.clean.broadcast_mul(&(1.0 - &mask)?)?;
+    let mask = mask.broadcast_as((shape.total(), 1, h, w))?;
+    let input = Tensor::cat(&[&noisy, &mask.contiguous()?, &reference], 1)?; // [b·n, 2c+1, h, w]
+    let tokens: Vec<u32> = batch.tokens.concat();
+    let tokens = Tensor::from_vec(tokens, (shape.total(), batch.tokens[0].len()), device)?;
+    let timesteps: Vec<i64> = batch.timesteps.iter().map(|&t| t as i64).collect();
+    let timesteps = Tensor::from_vec(timesteps, shape.sets, device)?;
+    let context = text.forward(&tokens)?;
+    let prediction = unet.forward(&input.to_device(device)?, &timesteps, &context, shape)?;
+    Ok(mse(&prediction, &batch.noise.to_device(device)?)?)
+}
+
+/// Held-out sets with the first image given, at timesteps spread evenly.
+fn validation_batch(cache: &mut LatentCache, schedule: &NoiseSchedule, seed: u64) -> Result<Batch> {
+    let shape = SetShape { sets: VALIDATION.sets.min(cache.source.n_sets()), ..VALIDATION };
+    let (mut clean, mut tokens) = (Vec::new(), Vec::new());
+    cache.fill(&Vec::from_iter(0..shape.sets))?;
+    for set_idx in 0..shape.sets {
+        let set = &cache.sets[&set_idx];
+        ensure!(set.latents.len() >= shape.images, "validation sets need {} pictures", shape.images);
+        clean.extend_from_slice(&set.latents[..shape.images]);
+        tokens.extend_from_slice(&set.tokens[..shape.images]);
+    }
+    let clean = Tensor::stack(&clean, 0)?; // [b·n, c, h, w]
+    let noise = Rng::new(seed, "validation noise", 0).normal_tensor(clean.dims())?;
+    let timesteps = (0..shape.sets).map(|i| (2 * i + 1) * schedule.train_steps() / (2 * shape.sets)).collect();
+    let masked = (0..shape.total()).map(|i| i % shape.images != 0).collect();
+    Ok(Batch { shape, clean, noise, masked, timesteps, tokens })
+}
+
+impl Objective for JointObjective {
+    fn parameters(&self) -> &NamedVars {
+        &self.vars
+    }
+
+    fn loss(&mut self, step: u64) -> Result<Tensor> {
+        let batch = self.batch(step)?;
+        loss_of(&self.unet, &self.text, &self.schedule, &batch, &self.runtime.device)
+    }
+
+    fn validate(&mut self, weights: &Weights) -> Result<f64> {
+        let device = &self.runtime.device;
+        let (unet, _) = JointUnet::new(&self.unet_config, frozen(weights, "unet", device))?;
+        let (text, _) = TextEncoder::new(&self.text_config, frozen(weights, "text_encoder", device))?;
+        Ok(loss_of(&unet, &text, &self.schedule, &self.validation, device)?.to_scalar::<f32>()? as f64)
+    }
+
+    /// A whole pipeline: the trained networks, and VAE, tokenizer and schedule as they were given.
+    fn write(&self, folder: &Path, weights: &Weights) -> Result<()> {
+        write_component(folder, "unet", &self.unet_config, &component(weights, "unet"))?;
+        write_component(folder, "text_encoder", &self.text_config, &component(weights, "text_encoder"))?;
+        let vae_config: serde_json::Value = self.vae_files.json("vae/config.json")?;
+        write_component(folder, "vae", &vae_config, &self.vae_files.tensors("vae")?.0)?;
+        for name in ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"] {
+            let name = format!("tokenizer/{name}");
+            if self.architecture.contains(&name) {
+                crate::model::write::write_atomically(&folder.join(&name), &self.architecture.bytes(&name)?)?;
+            }
+        }
+        write_json(&folder.join("scheduler/scheduler_config.json"), self.schedule.config())?;
+        write_model_index(folder)
+    }
+}
+
+/// Latents and tokens of the sets seen so far, kept in memory (4 kB a picture at 16×16×4).
+struct LatentCache {
+    source: Arc<dyn SetSource>,
+    vae: Arc<Vae>,
+    tokenizer: Arc<Tokenizer>,
+    device: Device,
+    sets: HashMap<usize, CachedSet>,
+}
+
+struct CachedSet {
+    /// `[c, h, w]` a picture, on the host, without history.
+    latents: Vec<Tensor>,
+    tokens: Vec<Vec<u32>>,
+}
+
+impl LatentCache {
+    /// Reads and encodes those of `set_idxs` that are new, all in one batch.
+    fn fill(&mut self, set_idxs: &[usize]) -> Result<()> {
+        let mut new: Vec<usize> = set_idxs.iter().copied().filter(|i| !self.sets.contains_key(i)).collect();
+        new.sort_unstable();
+        new.dedup();
+        let sets = new.iter().map(|&i| self.source.read(i)).collect::<Result<Vec<_>>>()?;
+        let images: Vec<_> = sets.iter().flat_map(|set| set.images.iter().cloned()).collect();
+        if images.is_empty() {
+            return Ok(());
+        }
+        let latents = self.vae.latents_from_images(&tensor_from_images(&images, &self.device)?)?;
+        let latents = latents.detach().to_device(&Device::Cpu)?;
+        let mut first = 0;
+        for (set_idx, set) in new.into_iter().zip(sets) {
+            let own = first..first + set.images.len();
+            first = own.end;
+            let latents = own.map(|i| latents.get(i)?.copy()).collect::<candle_core::Result<_>>()?;
+            let tokens = set.captions.iter().map(|c| Ok(self.tokenizer.encode(c)?.tokens)).collect::<Result<_>>()?;
+            self.sets.insert(set_idx, CachedSet { latents, tokens });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,216 @@
+//! The `--config` file of `jedi train`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    pub objective: ObjectiveKind,
+    /// Of initial weights, data order, noise and everything else that is drawn.
+    #[serde(default)]
+    pub seed: u64,
+    pub model: ModelConfig,
+    pub data: DataConfig,
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    #[serde(default)]
+    pub joint: JointConfig,
+    #[serde(default)]
+    pub autoencoder: AutoencoderConfig,
+    pub run: RunConfig,
+}
+
+/// What is trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectiveKind {
+    /// The VAE: pictures to latents and back.
+    Autoencoder,
+    /// U-Net and text encoder: denoise the images of a set together.
+    Joint,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Folder in the diffusers layout whose configs and tokenizer say what is built; its weights are not read.
+    pub architecture: PathBuf,
+    /// Objective `joint`: model folder with the trained VAE.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vae: Option<PathBuf>,
+    /// Model folder whose weights training starts from; none: freshly drawn weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_from: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// `toybox`: drawn as needed; else a folder, a `.tar` or a pattern such as `{00000..00099}.tar`.
+    pub source: String,
+    /// Toybox: how many different sets there are.
+    #[serde(default = "default_sets")]
+    pub sets: usize,
+    /// Toybox: pictures a set.
+    #[serde(default = "default_images")]
+    pub images: usize,
+    /// Toybox: seed of the sets.
+    #[serde(default)]
+    pub seed: u64,
+    /// Side of the training pictures in pixels.
+    #[serde(default = "default_size")]
+    pub size: u32,
+}
+
+fn default_sets() -> usize {
+    16_384
+}
+fn default_images() -> usize {
+    4
+}
+fn default_size() -> u32 {
+    64
+}
+
+/// AdamW, its learning rate over time, clipping and averaging.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    pub lr: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+    /// Steps from 0 to `lr`.
+    pub warmup_steps: u64,
+    pub decay: Decay,
+    /// Largest global norm of a gradient; 0: no clipping.
+    pub clip_norm: f64,
+    /// Of the averaged weights, which are the ones that are sampled from; 0: no averaging.
+    pub ema_decay: f64,
+}
+
+/// The learning rate behind the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decay {
+    Constant,
+    /// Half a cosine from `lr` at the end of the warm-up to a hundredth of it at `run.steps`.
+    Cosine,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            lr: 1e-4,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            warmup_steps: 500,
+            decay: Decay::Constant,
+            clip_norm: 1.0,
+            ema_decay: 0.9999,
+        }
+    }
+}
+
+/// Objective `joint` (§3.2, §4; design of the null branches).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JointConfig {
+    /// n, drawn evenly at every step.
+    pub set_sizes: Vec<usize>,
+    /// Probability that an image's reference is hidden (mask 1).
+    pub mask_probability: f64,
+    /// Probability that a set loses all its captions; half of these also lose all references.
+    pub set_text_dropout: f64,
+    /// Probability that an image loses its caption.
+    pub image_text_dropout: f64,
+}
+
+impl Default for JointConfig {
+    fn default() -> Self {
+        Self { set_sizes: vec![2, 3, 4], mask_probability: 0.5, set_text_dropout: 0.1, image_text_dropout: 0.1 }
+    }
+}
+
+/// Objective `autoencoder`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AutoencoderConfig {
+    /// Weight of the mean KL divergence of a latent to the standard normal.
+    pub kl_weight: f64,
+    /// Weight of the absolute error of neighbouring pixels' differences (sharp outlines).
+    pub edge_weight: f64,
+}
+
+impl Default for AutoencoderConfig {
+    fn default() -> Self {
+        Self { kl_weight: 1e-3, edge_weight: 1.0 }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Optimizer steps of the whole run.
+    pub steps: u64,
+    /// Images a step, b·n.
+    pub images_per_step: usize,
+    /// Steps between validations; 0: none.
+    #[serde(default = "default_every")]
+    pub validate_every: u64,
+    /// Steps between checkpoints, each with its preview sheet.
+    #[serde(default = "default_every")]
+    pub checkpoint_every: u64,
+    /// Checkpoints kept, the latest ones; 0: all.
+    #[serde(default = "default_keep")]
+    pub keep_checkpoints: usize,
+}
+
+fn default_every() -> u64 {
+    500
+}
+fn default_keep() -> usize {
+    2
+}
+
+impl OptimizerConfig {
+    /// The learning rate of update `step` (from 0) of `steps`.
+    pub fn lr_at(&self, step: u64, steps: u64) -> f64 {
+        if step < self.warmup_steps {
+            return self.lr * (step + 1) as f64 / self.warmup_steps as f64;
+        }
+        match self.decay {
+            Decay::Constant => self.lr,
+            Decay::Cosine => {
+                let span = steps.saturating_sub(self.warmup_steps).max(1);
+                let share = ((step - self.warmup_steps) as f64 / span as f64).min(1.0);
+                self.lr * (0.01 + 0.99 * 0.5 * (1.0 + (std::f64::consts::PI * share).cos()))
+            }
+        }
+    }
+
+    /// The averaging factor of update `step` (from 0): short memory at first, so that the average follows the early steps.
+    pub fn ema_decay_at(&self, step: u64) -> f64 {
+        self.ema_decay.min((1.0 + step as f64) / (10.0 + step as f64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_learning_rate_warms_up_and_decays() {
+        let settings = OptimizerConfig { lr: 1.0, warmup_steps: 10, decay: Decay::Cosine, ..Default::default() };
+        assert!((settings.lr_at(0, 110) - 0.1).abs() < 1e-12);
+        assert!((settings.lr_at(9, 110) - 1.0).abs() < 1e-12);
+        assert!((settings.lr_at(60, 110) - 0.505).abs() < 1e-12);
+        assert!((settings.lr_at(110, 110) - 0.01).abs() < 1e-12);
+        assert_eq!(OptimizerConfig { decay: Decay::Constant, ..settings }.lr_at(10_000, 110), 1.0);
+    }
+}

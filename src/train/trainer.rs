@@ -1,0 +1,140 @@
+//! The loop: loss, gradient, update; validation, checkpoint and preview now and then.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::objective::Objective;
+use super::optimizer::{Optimizer, scalar};
+use super::run_folder::{CheckpointInfo, RunFolder};
+use super::settings::{ObjectiveKind, TrainConfig};
+
+/// What the caller does while training goes on.
+pub struct Hooks<'a> {
+    /// After every step.
+    pub on_step: &'a mut dyn FnMut(&StepReport),
+    /// After every checkpoint: the number of steps and the model folder.
+    pub on_checkpoint: &'a mut dyn FnMut(u64, &Path) -> Result<()>,
+    /// True stops the run behind the current step, with the state saved.
+    pub is_interrupted: &'a dyn Fn() -> bool,
+}
+
+/// A line of `metrics.jsonl`.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepReport {
+    /// From 0.
+    pub step: u64,
+    pub loss: f64,
+    pub lr: f64,
+    pub gradient_norm: f64,
+    /// Duration of the step.
+    pub seconds: f64,
+    /// Images since the start of the run, those of earlier starts included.
+    pub images: u64,
+    /// Held-out loss of the averaged weights, where it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation_loss: Option<f64>,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Finished,
+    /// By the caller, after this many steps; the state is saved.
+    Interrupted(u64),
+}
+
+/// Trains until `run.steps`, from the latest checkpoint of the folder where there is one.
+pub fn train(config: &TrainConfig, objective: &mut dyn Objective, out: &Path, hooks: Hooks) -> Result<Outcome> {
+    let run = RunFolder::open(out, config)?;
+    let mut optimizer = Optimizer::new(config, objective.parameters())?;
+    if let Some((state, step)) = run.latest_state()? {
+        optimizer
+            .restore(state, step)
+            .with_context(|| format!("{}: the latest checkpoint does not fit", out.display()))?;
+    }
+    run.forget_from(optimizer.step())?;
+    let mut saved_step = optimizer.step();
+    while optimizer.step() < config.run.steps {
+        let (started, step) = (Instant::now(), optimizer.step());
+        let mut report = match advance(objective, &mut optimizer) {
+            Ok(report) => report,
+            Err(error) => {
+                // The parameters are still those before this step.
+                save(config, objective, &optimizer, &run)?;
+                return Err(error.context(format!(
+                    "training stopped at step {step}; the state before it is saved in {}; a lower optimizer.lr or \
+                     optimizer.clip_norm may help",
+                    run.root().display()
+                )));
+            }
+        };
+        report.images = (step + 1) * config.run.images_per_step as u64;
+        let is_last = step + 1 == config.run.steps;
+        if is_due(step + 1, config.run.validate_every) || is_last {
+            report.validation_loss = Some(objective.validate(&optimizer.averaged())?);
+        }
+        report.seconds = started.elapsed().as_secs_f64();
+        run.record(&report)?;
+        (hooks.on_step)(&report);
+        let is_interrupted = (hooks.is_interrupted)();
+        if is_due(step + 1, config.run.checkpoint_every) || is_last || is_interrupted {
+            let folder = save(config, objective, &optimizer, &run)?;
+            saved_step = step + 1;
+            (hooks.on_checkpoint)(saved_step, &folder)?;
+        }
+        if is_interrupted && !is_last {
+            return Ok(Outcome::Interrupted(saved_step));
+        }
+    }
+    Ok(Outcome::Finished)
+}
+
+fn is_due(step: u64, every: u64) -> bool {
+    every > 0 && step.is_multiple_of(every)
+}
+
+fn advance(objective: &mut dyn Objective, optimizer: &mut Optimizer) -> Result<StepReport> {
+    let step = optimizer.step();
+    let loss = objective.loss(step)?;
+    let value = scalar(&loss)?;
+    if !value.is_finite() {
+        bail!("the loss of step {step} is {value}");
+    }
+    let update = optimizer.update(loss.backward()?)?;
+    Ok(StepReport {
+        step,
+        loss: value,
+        lr: update.lr,
+        gradient_norm: update.gradient_norm,
+        seconds: 0.0,
+        images: 0,
+        validation_loss: None,
+    })
+}
+
+fn save(
+    config: &TrainConfig,
+    objective: &dyn Objective,
+    optimizer: &Optimizer,
+    run: &RunFolder,
+) -> Result<std::path::PathBuf> {
+    let channel_order = match config.objective {
+        ObjectiveKind::Joint => ["noisy", "mask", "reference"].map(String::from).to_vec(),
+        ObjectiveKind::Autoencoder => vec![],
+    };
+    let info = CheckpointInfo {
+        format_version: 1,
+        trained_steps: optimizer.step(),
+        image_size: config.data.size,
+        channel_order,
+        config_hash: Sha256::digest(toml::to_string(config)?.as_bytes()).iter().map(|b| format!("{b:02x}")).collect(),
+    };
+    let averaged = optimizer.averaged();
+    run.write_checkpoint(&info, &optimizer.state(), config.run.keep_checkpoints, |folder| {
+        objective.write(folder, &averaged)
+    })
+}
