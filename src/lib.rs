@@ -7,6 +7,8 @@
 //! Read in this order; arrows point down (`tests/layers.rs` holds them).
 
 pub mod device;
+pub mod interrupt;
+pub mod invalid;
 pub mod rng;
 pub mod shape;
 

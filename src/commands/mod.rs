@@ -1,6 +1,61 @@
 //! One file a verb: arguments and files become settings, the library does the work, `report` prints.
 
+mod eval;
+mod inspect;
+mod inspect_checkpoint;
+mod sample;
+mod synth_data;
+mod train;
+
+use std::{io, process::ExitCode};
+
+use anyhow::Result;
+use clap::Parser as _;
+
+use crate::{
+    cli::{Cli, Command},
+    invalid::is_invalid,
+    ops, report,
+};
+
 /// Runs the program; the exit code is 0 done, 1 failed, 2 wrong usage or config.
-pub fn run() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn run() -> ExitCode {
+    ops::keep_freed_memory();
+    match Cli::try_parse() {
+        Ok(cli) => exit_code(dispatch(cli.command)),
+        // Help and version come this way too; nobody is left to hear that the reader of either went away.
+        Err(answer) => {
+            report::usage(&answer).ok();
+            ExitCode::from(if answer.use_stderr() { WRONG_USAGE } else { DONE })
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<()> {
+    match command {
+        Command::Sample(args) => sample::run(args),
+        Command::Train(args) => train::run(args),
+        Command::SynthData(args) => synth_data::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Inspect(command) => inspect::run(command),
+    }
+}
+
+const DONE: u8 = 0;
+const FAILED: u8 = 1;
+const WRONG_USAGE: u8 = 2;
+
+fn exit_code(outcome: Result<()>) -> ExitCode {
+    let Err(error) = outcome else { return ExitCode::from(DONE) };
+    if is_broken_pipe(&error) {
+        return ExitCode::from(DONE);
+    }
+    report::error(&error);
+    ExitCode::from(if is_invalid(&error) { WRONG_USAGE } else { FAILED })
+}
+
+/// The reader of our stdout went away (`| head`): it has what it wanted.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let is_broken = |cause: &io::Error| cause.kind() == io::ErrorKind::BrokenPipe;
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(is_broken))
 }

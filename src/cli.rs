@@ -1,0 +1,355 @@
+//! The command line as clap types and nothing else: parsing reads no file and opens no device. The `commands` turn
+//! these into settings; the value parsers (what a single flag may hold) are in `cli/values.rs`.
+
+mod values;
+
+pub use values::{Device, Reference, Shard};
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::RangedU64ValueParser};
+
+/// Personalised pictures without fine-tuning: a joint-image diffusion model (JeDi).
+#[derive(Debug, Parser)]
+#[command(name = "jedi", version, arg_required_else_help = true, max_term_width = 120)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or config.")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make new pictures of the subject that the reference pictures show
+    Sample(SampleArgs),
+    /// Train a model, or go on with a run that was stopped
+    Train(TrainArgs),
+    /// Make sets of pictures that share a subject, to train on
+    SynthData(SynthDataArgs),
+    /// Measure how well a model keeps the subject and follows the prompt
+    Eval(EvalArgs),
+    /// Look inside a model or a file; lets other programs check the networks
+    #[command(subcommand)]
+    Inspect(InspectCommand),
+}
+
+#[derive(Debug, Args)]
+pub struct SampleArgs {
+    /// A picture of the subject, with its caption after `=` if it has one; repeat for more pictures.
+    /// Without any, the set is made from text alone
+    #[arg(long = "ref", value_name = "IMG[=CAPTION]")]
+    pub references: Vec<Reference>,
+    /// What the new picture shows; repeat for more pictures, each its own set with the references
+    #[arg(long = "prompt", value_name = "TEXT", required = true)]
+    pub prompts: Vec<String>,
+    /// Model folder, `hf:owner/name[@revision]`, or `toybox`: the small model inside this program
+    #[arg(long, value_name = "M", default_value = "toybox")]
+    pub model: String,
+    /// Folder for the pictures, or the path of a .png file when exactly one picture is made
+    #[arg(long, value_name = "PATH", default_value = "out")]
+    pub out: PathBuf,
+    /// Pictures per prompt
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub num_images: usize,
+    /// Make all pictures as one set with the references, instead of one set per picture
+    #[arg(long)]
+    pub joint: bool,
+    /// Denoising steps
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = steps())]
+    pub steps: usize,
+    /// Sampling method
+    #[arg(long, value_enum, default_value_t = Sampler::Ddim)]
+    pub sampler: Sampler,
+    /// What the guidance pushes towards
+    #[arg(long, value_enum, default_value_t = Guidance::Joint)]
+    pub guidance: Guidance,
+    /// Guidance scale, 1 = no guidance [default: 3]
+    #[arg(long, value_name = "λ", value_parser = values::scale)]
+    pub scale: Option<f64>,
+    /// Scale of the direction that adds the text; only with --guidance text-first or image-first [default: --scale]
+    #[arg(long, value_name = "λ", value_parser = values::scale)]
+    pub text_scale: Option<f64>,
+    /// Scale of the direction that adds the references; only with --guidance text-first or image-first
+    /// [default: --scale]
+    #[arg(long, value_name = "λ", value_parser = values::scale)]
+    pub image_scale: Option<f64>,
+    /// Seed of all random numbers: the same seed gives the same pictures
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Side of the pictures in pixels [default: the model's own]
+    #[arg(long, value_name = "PX", value_parser = pixels())]
+    pub size: Option<usize>,
+    /// Also write grid.png: the references beside the results
+    #[arg(long)]
+    pub grid: bool,
+    /// How a reference that is not square becomes square
+    #[arg(long, value_enum, default_value_t = Fit::Crop)]
+    pub fit: Fit,
+    /// Keep self-attention inside each picture: the ablation, in which the references cannot be seen
+    #[arg(long)]
+    pub uncoupled: bool,
+    /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: Device,
+    /// Number format of the networks
+    #[arg(long, value_enum, default_value_t = Dtype::F32)]
+    pub dtype: Dtype,
+    /// Print the results to stdout as JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Safetensors file to take the noise from instead of --seed: `target [k,4,h,w]`, `reference [steps,n,4,h,w]`
+    #[arg(long, value_name = "FILE")]
+    pub noise: Option<PathBuf>,
+    /// Safetensors file to write the final latents to: `latents [k,4,h,w]`
+    #[arg(long, value_name = "FILE")]
+    pub save_latents: Option<PathBuf>,
+}
+
+/// Run the same command again to go on with a run that was stopped.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// Settings of the run, a TOML file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Change one setting, `table.key=value`; wins over the file; repeat for more
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// Run folder [default: runs/ and the name of the config file]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Print the resolved config to stdout and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: Device,
+}
+
+/// Run the same command again to go on with one that was stopped.
+#[derive(Debug, Args)]
+pub struct SynthDataArgs {
+    /// Where the pictures come from
+    #[arg(long, value_enum, default_value_t = SynthSource::Toybox)]
+    pub source: SynthSource,
+    /// Sets to make, in all parts together
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub sets: usize,
+    /// Pictures in each set
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
+    pub images: usize,
+    /// Side of the pictures in pixels
+    #[arg(long, value_name = "PX", default_value_t = 64, value_parser = pixels())]
+    pub size: usize,
+    /// Seed: the same seed gives the same sets
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Folder for the sets
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Sets per WebDataset tar; 0 = loose files in the folder
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub per_shard: usize,
+    /// Also write a mask of the subject for each picture
+    #[arg(long)]
+    pub masks: bool,
+    /// Make only part I of N, counted from 0: one part a machine
+    #[arg(long, value_name = "I/N", default_value = "0/1")]
+    pub shard: Shard,
+}
+
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// What is measured
+    #[arg(long, value_enum, default_value_t = Protocol::Toybox)]
+    pub protocol: Protocol,
+    /// Model folder, `hf:owner/name[@revision]`, or `toybox`: the small model inside this program
+    #[arg(long, value_name = "M", default_value = "toybox")]
+    pub model: String,
+    /// Held-out toys to measure on, 1 to 64
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
+    pub toys: usize,
+    /// Denoising steps
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = steps())]
+    pub steps: usize,
+    /// Guidance scale, 1 = no guidance [default: 3]
+    #[arg(long, value_name = "λ", value_parser = values::scale)]
+    pub scale: Option<f64>,
+    /// Seed of all random numbers
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Folder for report.json and sheet.png [default: neither is written]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Measure only this row; repeat for more [default: all three]
+    #[arg(long, value_enum, value_name = "ROW")]
+    pub only: Vec<EvalRow>,
+    /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: Device,
+    /// Print the results to stdout as JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum InspectCommand {
+    /// Run the U-Net once on given tensors
+    Eps(InspectEpsArgs),
+    /// Encode a prompt
+    Text(InspectTextArgs),
+    /// Encode a picture to latents and decode it again
+    Vae(InspectVaeArgs),
+    /// List the tensors of a safetensors file or of a model folder
+    Checkpoint(InspectCheckpointArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct InspectEpsArgs {
+    /// Model folder, `hf:owner/name[@revision]`, or `toybox`
+    #[arg(long, value_name = "M")]
+    pub model: String,
+    /// Safetensors with `noisy [b·n,4,h,w]`, `mask [b·n,1,h,w]`, `reference [b·n,4,h,w]`, `timesteps [b]` (i64),
+    /// `context [b·n,l,d]`, optional `noise [b·n,4,h,w]`, and n in the metadata as `set_size`
+    #[arg(long, value_name = "FILE")]
+    pub inputs: PathBuf,
+    /// Safetensors to write: `eps`, with `noise` also `loss [1]`, with --grads also `grad.<parameter>`
+    #[arg(long, value_name = "FILE")]
+    pub outputs: PathBuf,
+    /// Also write the gradient of the loss for every U-Net parameter; needs `noise` in the inputs
+    #[arg(long)]
+    pub grads: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectTextArgs {
+    /// Model folder, `hf:owner/name[@revision]`, or `toybox`
+    #[arg(long, value_name = "M")]
+    pub model: String,
+    /// The text to encode
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: String,
+    /// Safetensors to write: `tokens [1,77]`, `context [1,77,d]`
+    #[arg(long, value_name = "FILE")]
+    pub outputs: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectVaeArgs {
+    /// Model folder, `hf:owner/name[@revision]`, or `toybox`
+    #[arg(long, value_name = "M")]
+    pub model: String,
+    /// The picture to encode
+    #[arg(long, value_name = "IMG")]
+    pub image: PathBuf,
+    /// Safetensors to write: `latents` (the mean times the scaling factor), `decoded` in [−1, 1]
+    #[arg(long, value_name = "FILE")]
+    pub outputs: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectCheckpointArgs {
+    /// A .safetensors file, or a folder that holds such files at any depth
+    pub path: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sampler {
+    /// Deterministic DDIM
+    Ddim,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Guidance {
+    /// Text and references together
+    Joint,
+    /// First the text, then the references on top of it
+    TextFirst,
+    /// First the references, then the text on top of them
+    ImageFirst,
+    /// The text alone; the references condition but are not pushed
+    TextOnly,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Fit {
+    /// Keep the centre square
+    Crop,
+    /// Keep all of it and fill up to a square
+    Pad,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    F32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SynthSource {
+    /// Made-up toys drawn by the program
+    Toybox,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Protocol {
+    /// Held-out toys of the drawn world
+    Toybox,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EvalRow {
+    /// The method as it is
+    Coupled,
+    /// References given, self-attention kept inside each picture
+    Uncoupled,
+    /// No references given
+    NoReference,
+}
+
+fn steps() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=1000)
+}
+
+fn pixels() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(8..=4096)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_flag_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_have_help() {
+        fn check(command: &clap::Command) {
+            for arg in command.get_arguments().filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())) {
+                assert!(arg.get_help().is_some(), "{} {}: no help", command.get_name(), arg.get_id());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused() {
+        for flags in [["--steps", "0"], ["--steps", "1001"], ["--num-images", "0"], ["--size", "4"], ["--scale", "-1"]]
+        {
+            let parsed = Cli::try_parse_from(["jedi", "sample", "--prompt", "a robot"].into_iter().chain(flags));
+            assert!(parsed.is_err(), "{flags:?} passed");
+        }
+    }
+
+    #[test]
+    fn sample_needs_a_prompt_but_no_reference() {
+        assert!(Cli::try_parse_from(["jedi", "sample", "--ref", "a.png"]).is_err());
+        let parsed = Cli::try_parse_from(["jedi", "sample", "--prompt", "a", "--prompt", "b"]);
+        let Ok(Cli { command: Command::Sample(args) }) = parsed else { panic!("{parsed:?}") };
+        assert_eq!(args.prompts, ["a", "b"]);
+        assert!(args.references.is_empty());
+    }
+}

@@ -1,0 +1,123 @@
+//! What a single flag's value may be: text to value, with the reason when it is refused.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+/// A reference picture and, where one was given, its caption.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference {
+    pub image: PathBuf,
+    /// `None`: the empty prompt.
+    pub caption: Option<String>,
+}
+
+impl FromStr for Reference {
+    type Err = String;
+
+    /// Splits at the first `=` that follows a picture's suffix, so that folders may have one in their name, or else at
+    /// the first one.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let lower = text.to_ascii_lowercase();
+        let after_suffix = [".png=", ".jpg=", ".jpeg=", ".webp=", ".gif="]
+            .iter()
+            .filter_map(|suffix| lower.find(suffix).map(|at| at + suffix.len() - 1))
+            .min();
+        let (image, caption) = match after_suffix.or_else(|| text.find('=')) {
+            Some(at) => (&text[..at], Some(text[at + 1..].to_owned())),
+            None => (text, None),
+        };
+        if image.is_empty() {
+            return Err("no picture is named before `=`; use IMG or IMG=CAPTION".to_owned());
+        }
+        Ok(Self { image: image.into(), caption })
+    }
+}
+
+/// Part `index` of `count`, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    pub index: usize,
+    pub count: usize,
+}
+
+impl FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "use I/N with I below N, such as 0/4".to_owned();
+        let (index, count) = text.split_once('/').ok_or_else(wrong)?;
+        let index = index.parse().map_err(|_| wrong())?;
+        let count = count.parse().map_err(|_| wrong())?;
+        if index < count { Ok(Self { index, count }) } else { Err(wrong()) }
+    }
+}
+
+/// The name of a device; opening it comes later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device(String);
+
+impl Device {
+    /// The name as `Runtime::open` takes it.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_gpu = text.strip_prefix("cuda:").is_some_and(|index| index.parse::<u16>().is_ok());
+        if is_gpu || ["auto", "cpu", "cuda"].contains(&text) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err("use auto, cpu, cuda or cuda:N".to_owned())
+        }
+    }
+}
+
+/// A guidance scale: finite, 0 or more.
+pub fn scale(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(scale) if scale.is_finite() && scale >= 0.0 => Ok(scale),
+        _ => Err("use a number, 0 or more".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reference_is_split_at_its_caption() {
+        let parse = |text: &str| text.parse::<Reference>().map(|r| (r.image, r.caption));
+        assert_eq!(parse("a.png"), Ok(("a.png".into(), None)));
+        assert_eq!(parse("a.png=a robot, x=1"), Ok(("a.png".into(), Some("a robot, x=1".into()))));
+        assert_eq!(parse("run=3/A.PNG=a robot"), Ok(("run=3/A.PNG".into(), Some("a robot".into()))));
+        assert_eq!(parse("picture=a robot"), Ok(("picture".into(), Some("a robot".into()))));
+        assert!(parse("=a robot").is_err());
+    }
+
+    #[test]
+    fn a_shard_lies_below_its_count() {
+        assert_eq!("2/3".parse(), Ok(Shard { index: 2, count: 3 }));
+        for wrong in ["3/3", "0/0", "1", "-1/2", "a/b"] {
+            assert!(wrong.parse::<Shard>().is_err(), "{wrong} passed");
+        }
+    }
+
+    #[test]
+    fn devices_and_scales_that_cannot_be_are_refused() {
+        for name in ["auto", "cpu", "cuda", "cuda:3"] {
+            assert_eq!(name.parse::<Device>().map(|d| d.name().to_owned()), Ok(name.to_owned()));
+        }
+        assert!("gpu".parse::<Device>().is_err() && "cuda:x".parse::<Device>().is_err());
+        assert_eq!(scale("0"), Ok(0.0));
+        assert!(scale("-0.5").is_err() && scale("nan").is_err() && scale("inf").is_err());
+    }
+}

@@ -1,0 +1,83 @@
+//! `jedi inspect checkpoint`: the tensors of safetensors files, read from their headers alone.
+
+use std::{
+    fs::{self, File},
+    io::Read as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use safetensors::tensor::{Metadata, SafeTensors};
+
+use crate::{cli::InspectCheckpointArgs, invalid::invalid, report};
+
+pub fn run(args: InspectCheckpointArgs) -> Result<()> {
+    let files = checkpoint_files(&args.path)?;
+    for file in &files {
+        let header = header_of_file(file).with_context(|| format!("{}", file.display()))?;
+        report::result(format!("{}", file.display()))?;
+        for line in describe(&header) {
+            report::result(format!("  {line}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// The file itself, or all safetensors below the folder, by name.
+fn checkpoint_files(path: &Path) -> Result<Vec<PathBuf>> {
+    if path.is_file() {
+        return Ok(vec![path.to_owned()]);
+    }
+    if !path.is_dir() {
+        return Err(invalid(format!("{}: no such file or folder", path.display())));
+    }
+    let mut files = Vec::new();
+    collect(path, &mut files)?;
+    if files.is_empty() {
+        return Err(invalid(format!("{}: holds no .safetensors file", path.display())));
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("{}", folder.display()))? {
+        let entry = entry?;
+        let path = entry.path();
+        // Links to folders are not followed (a checkpoint's `latest` would list everything twice, a loop would not end);
+        // links to files are, since that is how the hub's cache keeps them.
+        if entry.file_type()?.is_dir() {
+            collect(&path, files)?;
+        } else if path.extension().is_some_and(|suffix| suffix == "safetensors") && path.is_file() {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+fn header_of_file(path: &Path) -> Result<Metadata> {
+    /// The format's own limit.
+    const MAX_HEADER_BYTES: u64 = 100_000_000;
+    let mut file = File::open(path)?;
+    let mut head = vec![0; 8];
+    file.read_exact(&mut head).context("too short for a safetensors file")?;
+    let n_bytes = head.iter().rev().fold(0u64, |value, &byte| value << 8 | u64::from(byte));
+    ensure!(n_bytes <= MAX_HEADER_BYTES, "not a safetensors file: its header would be {n_bytes} bytes long");
+    file.take(n_bytes).read_to_end(&mut head)?;
+    let (_, header) = SafeTensors::read_metadata(&head).context("not a safetensors file, or cut short")?;
+    Ok(header)
+}
+
+/// One line a tensor by name, then the file's metadata and the sum.
+fn describe(header: &Metadata) -> Vec<String> {
+    let mut tensors: Vec<_> = header.tensors().into_iter().collect();
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    let n_values: usize = tensors.iter().map(|(_, info)| info.shape.iter().product::<usize>()).sum();
+    let mut lines: Vec<_> =
+        tensors.iter().map(|(name, info)| format!("{name} {:?} {:?}", info.dtype, info.shape)).collect();
+    let mut metadata: Vec<_> = header.metadata().iter().flatten().collect();
+    metadata.sort();
+    lines.extend(metadata.iter().map(|(key, value)| format!("metadata {key} = {value}")));
+    lines.push(format!("{} tensors, {n_values} values", tensors.len()));
+    lines
+}

@@ -1,0 +1,56 @@
+//! Ctrl-C: the first asks long work to save and stop, the second kills at once.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use anyhow::{Result, bail};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
+
+/// A flag that long work polls, set by Ctrl-C and by SIGTERM (which is how a cluster ends a job).
+#[derive(Clone, Debug, Default)]
+pub struct Interrupt(Arc<AtomicBool>);
+
+impl Interrupt {
+    /// Catches the signals from now on.
+    pub fn install() -> Result<Self> {
+        let interrupt = Self::default();
+        for signal in [SIGINT, SIGTERM] {
+            // The order matters: the shutdown looks at the flag before the same signal sets it.
+            flag::register_conditional_shutdown(signal, 1, interrupt.0.clone())?;
+            flag::register(signal, interrupt.0.clone())?;
+        }
+        Ok(interrupt)
+    }
+
+    /// Whether the user asked to stop.
+    pub fn requested(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// The error to leave with, once what must be kept is saved.
+    pub fn check(&self) -> Result<()> {
+        if self.requested() {
+            bail!("interrupted; run the same command again to go on");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_signal_is_a_request() {
+        let interrupt = Interrupt::install().unwrap();
+        assert!(!interrupt.requested() && interrupt.check().is_ok());
+        signal_hook::low_level::raise(SIGTERM).unwrap();
+        assert!(interrupt.requested());
+        assert!(interrupt.check().unwrap_err().to_string().starts_with("interrupted"));
+    }
+}
