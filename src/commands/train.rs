@@ -1,13 +1,104 @@
 //! `jedi train`: a config file becomes a run folder.
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
 use anyhow::{Result, bail};
 
-use crate::{cli::TrainArgs, config, report};
+use crate::cli::TrainArgs;
+use crate::data::SetSource;
+use crate::device::Runtime;
+use crate::interrupt::Interrupt;
+use crate::invalid::invalid;
+use crate::synth::toybox::{HeldOutToys, ToyboxSource};
+use crate::train::settings::DataConfig;
+use crate::train::trainer::Outcome;
+use crate::train::{AutoencoderObjective, Hooks, JointObjective, Objective, ObjectiveKind, StepReport, TrainConfig};
+use crate::{config, report, train};
 
 pub fn run(args: TrainArgs) -> Result<()> {
-    let settings: toml::Table = config::load(&args.config, &args.overrides)?;
+    let settings: TrainConfig = config::load(&args.config, &args.overrides)?;
     if args.dry_run {
         return Ok(report::result(config::to_toml(&settings)?.trim_end())?);
     }
-    bail!("not built yet")
+    let out = args.out.unwrap_or_else(|| default_out(&args.config));
+    let runtime = Runtime::open(args.device.name())?;
+    let interrupt = Interrupt::install()?;
+
+    let mut objective = objective(&settings, &runtime)?;
+    let parameters: usize = objective.parameters().values().map(|var| var.elem_count()).sum();
+    report::note(format!("{}: training {:.2} M parameters", out.display(), parameters as f64 / 1e6));
+    let mut progress = Progress::new(settings.run.steps);
+    let outcome = train::train(
+        &settings,
+        objective.as_mut(),
+        &out,
+        Hooks {
+            on_step: &mut |step| progress.show(step),
+            on_checkpoint: &mut |_, folder| {
+                report::note(format!("saved {}", folder.display()));
+                Ok(())
+            },
+            is_interrupted: &|| interrupt.requested(),
+        },
+    )?;
+    match outcome {
+        Outcome::Finished => Ok(report::result(out.join("checkpoints/latest").display().to_string())?),
+        Outcome::Interrupted(steps) => {
+            bail!("interrupted after {steps} steps, which are saved; run the same command again to go on")
+        }
+    }
+}
+
+/// `runs/` and the name of the config file.
+fn default_out(config: &Path) -> PathBuf {
+    Path::new("runs").join(config.file_stem().unwrap_or_default())
+}
+
+fn objective(settings: &TrainConfig, runtime: &Runtime) -> Result<Box<dyn Objective>> {
+    let source = source(&settings.data)?;
+    let validation = HeldOutToys { images: 4, size: settings.data.size };
+    Ok(match settings.objective {
+        ObjectiveKind::Autoencoder => Box::new(AutoencoderObjective::new(settings, runtime, source, &validation)?),
+        ObjectiveKind::Joint => Box::new(JointObjective::new(settings, runtime, source, Arc::new(validation))?),
+    })
+}
+
+fn source(data: &DataConfig) -> Result<Arc<dyn SetSource>> {
+    match data.source.as_str() {
+        "toybox" => {
+            Ok(Arc::new(ToyboxSource { seed: data.seed, sets: data.sets, images: data.images, size: data.size }))
+        }
+        other => Err(invalid(format!("data.source {other:?}: unknown"))),
+    }
+}
+
+/// A bar on a terminal; elsewhere a line every hundred steps.
+struct Progress {
+    bar: indicatif::ProgressBar,
+    steps: u64,
+    /// Smoothed loss and seconds a step.
+    recent: Option<(f64, f64)>,
+}
+
+impl Progress {
+    fn new(steps: u64) -> Self {
+        Self { bar: report::progress(steps, "training"), steps, recent: None }
+    }
+
+    fn show(&mut self, step: &StepReport) {
+        let (loss, seconds) = self.recent.unwrap_or((step.loss, step.seconds));
+        let smooth = |old: f64, new: f64| 0.98 * old + 0.02 * new;
+        let (loss, seconds) = (smooth(loss, step.loss), smooth(seconds, step.seconds));
+        self.recent = Some((loss, seconds));
+        let images_per_step = step.images as f64 / (step.step + 1) as f64;
+        let line = format!("loss {loss:.4}, {:.1} images/s", images_per_step / seconds);
+        self.bar.set_position(step.step + 1);
+        self.bar.set_message(line.clone());
+        if let Some(validation) = step.validation_loss {
+            report::note(format!("step {}: {line}, held-out loss {validation:.4}", step.step + 1));
+        } else if !report::has_bars() && (step.step + 1) % 100 == 0 {
+            report::note(format!("step {} of {}: {line}", step.step + 1, self.steps));
+        }
+    }
 }

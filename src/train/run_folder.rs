@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::objective::Weights;
@@ -117,7 +117,7 @@ impl RunFolder {
 
     #[cfg(not(unix))]
     fn point_latest_to(&self, _: &str) -> Result<()> {
-        bail!("jedi train: checkpoints/latest is a symbolic link, which only Unix systems have")
+        anyhow::bail!("jedi train: checkpoints/latest is a symbolic link, which only Unix systems have")
     }
 
     fn remove_old(&self, keep: usize) -> Result<()> {

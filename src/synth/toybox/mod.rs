@@ -7,13 +7,17 @@
 mod caption;
 mod draw;
 mod paint;
+mod held_out;
 mod scene;
+mod source;
 mod subject;
 mod toy;
 
 pub use caption::{WORDINGS, caption};
 pub use draw::{Picture, Pose, draw};
+pub use held_out::HeldOutToys;
 pub use scene::Scene;
+pub use source::ToyboxSource;
 pub use subject::{EVAL_SUBJECTS, Kind, Subject};
 
 use image::{GrayImage, RgbImage};
