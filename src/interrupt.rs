@@ -27,7 +27,12 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// Whether the user asked to stop.
+    /// Asks to stop, as Ctrl-C does, from inside the program.
+    pub fn request(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody asked to stop.
     pub fn requested(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
@@ -47,10 +52,19 @@ mod tests {
 
     #[test]
     fn the_first_signal_is_a_request() {
+        // The one test that may raise it: a second signal would end the test program.
         let interrupt = Interrupt::install().unwrap();
         assert!(!interrupt.requested() && interrupt.check().is_ok());
         signal_hook::low_level::raise(SIGTERM).unwrap();
         assert!(interrupt.requested());
         assert!(interrupt.check().unwrap_err().to_string().starts_with("interrupted"));
+    }
+
+    #[test]
+    fn a_request_reaches_all_who_share_the_flag() {
+        let interrupt = Interrupt::default();
+        let shared = interrupt.clone();
+        interrupt.request();
+        assert!(shared.requested());
     }
 }

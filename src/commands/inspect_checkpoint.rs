@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use safetensors::tensor::{Metadata, SafeTensors};
+use safetensors::tensor::Metadata;
 
 use crate::{cli::InspectCheckpointArgs, invalid::invalid, report};
 
@@ -55,16 +55,21 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
+/// The header, which must account for the whole file; the tensors' values are not read.
 fn header_of_file(path: &Path) -> Result<Metadata> {
     /// The format's own limit.
     const MAX_HEADER_BYTES: u64 = 100_000_000;
     let mut file = File::open(path)?;
-    let mut head = vec![0; 8];
-    file.read_exact(&mut head).context("too short for a safetensors file")?;
-    let n_bytes = head.iter().rev().fold(0u64, |value, &byte| value << 8 | u64::from(byte));
-    ensure!(n_bytes <= MAX_HEADER_BYTES, "not a safetensors file: its header would be {n_bytes} bytes long");
-    file.take(n_bytes).read_to_end(&mut head)?;
-    let (_, header) = SafeTensors::read_metadata(&head).context("not a safetensors file, or cut short")?;
+    let n_file_bytes = file.metadata()?.len();
+    let mut length = [0; 8];
+    file.read_exact(&mut length).context("not a safetensors file: too short")?;
+    let n_header_bytes = u64::from_le_bytes(length);
+    ensure!(n_header_bytes <= MAX_HEADER_BYTES, "not a safetensors file: no header of {n_header_bytes} bytes");
+    let mut json = Vec::new();
+    file.take(n_header_bytes).read_to_end(&mut json)?;
+    let header: Metadata = serde_json::from_slice(&json).context("not a safetensors file, or its header is damaged")?;
+    let n_bytes = 8 + n_header_bytes + header.data_len() as u64;
+    ensure!(n_bytes == n_file_bytes, "cut short or overlong: {n_file_bytes} bytes where its header tells of {n_bytes}");
     Ok(header)
 }
 
