@@ -1,0 +1,97 @@
+//! The noise of a sampling run: drawn for each picture from its own seed, or given.
+
+use anyhow::{Result, ensure};
+use candle_core::{Device, Tensor};
+
+use crate::rng::Rng;
+
+/// Noise that other programs hand in (`jedi sample --noise`).
+#[derive(Clone, Debug)]
+pub struct GivenNoise {
+    /// Start noise of the generated images, `[k, c, h, w]`.
+    pub target: Tensor,
+    /// Noise of the replacement trick, `[steps, n, c, h, w]`; not needed without references.
+    pub reference: Option<Tensor>,
+}
+
+impl GivenNoise {
+    /// Checks the shapes against a run of `targets` images of `latent` (c, h, w) with `references` over `steps`.
+    pub fn validate(&self, targets: usize, references: usize, steps: usize, latent: (usize, usize, usize)) -> Result<()> {
+        let (c, h, w) = latent;
+        let found = self.target.dims();
+        ensure!(found == [targets, c, h, w], "--noise: target is {found:?}, this run needs {:?}", [targets, c, h, w]);
+        if references > 0 {
+            let expected = [steps, references, c, h, w];
+            let found = self.reference.as_ref().map(|noise| noise.dims().to_vec());
+            ensure!(
+                found.as_deref() == Some(&expected[..]),
+                "--noise: reference is {found:?}, this run needs {expected:?}"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Start noise of the picture with this seed.
+///
+/// # Shapes
+/// - `[c, h, w]` on the host
+pub fn target_noise(seed: u64, (c, h, w): (usize, usize, usize)) -> Result<Tensor> {
+    Ok(Rng::new(seed, "target noise", 0).normal_tensor(&[c, h, w])?)
+}
+
+/// Noise of the replacement trick for reference number `reference` at step `step` of the set whose first picture has this
+/// seed.
+///
+/// # Shapes
+/// - `[c, h, w]` on the host
+pub fn reference_noise(seed: u64, step: usize, reference: usize, (c, h, w): (usize, usize, usize)) -> Result<Tensor> {
+    let index = (step as u64) << 32 | reference as u64;
+    Ok(Rng::new(seed, "reference noise", index).normal_tensor(&[c, h, w])?)
+}
+
+/// All noise of a batch of sets.
+pub struct BatchNoise<'a> {
+    /// Seeds of the targets of each set.
+    pub seeds: &'a [&'a [u64]],
+    /// References a set.
+    pub references: usize,
+    pub latent: (usize, usize, usize),
+    /// Given noise is for one set.
+    pub given: Option<&'a GivenNoise>,
+}
+
+impl BatchNoise<'_> {
+    /// # Shapes
+    /// - `[b·n, c, h, w]`: the targets' start noise, zeros in the references' places
+    pub fn start(&self, device: &Device) -> Result<Tensor> {
+        let (c, h, w) = self.latent;
+        let nothing = Tensor::zeros((c, h, w), candle_core::DType::F32, &Device::Cpu)?;
+        let mut all = Vec::new();
+        for seeds in self.seeds {
+            all.extend(std::iter::repeat_n(nothing.clone(), self.references));
+            for (target, &seed) in seeds.iter().enumerate() {
+                all.push(match self.given {
+                    Some(given) => given.target.get(target)?,
+                    None => target_noise(seed, self.latent)?,
+                });
+            }
+        }
+        Ok(Tensor::stack(&all, 0)?.to_device(device)?)
+    }
+
+    /// # Shapes
+    /// - `[b·references, c, h, w]`
+    pub fn references_at(&self, step: usize, device: &Device) -> Result<Tensor> {
+        let mut all = Vec::new();
+        for seeds in self.seeds {
+            for reference in 0..self.references {
+                all.push(match self.given.and_then(|given| given.reference.as_ref()) {
+                    Some(given) => given.get(step)?.get(reference)?,
+                    None => reference_noise(seeds[0], step, reference, self.latent)?,
+                });
+            }
+        }
+        Ok(Tensor::stack(&all, 0)?.to_device(device)?)
+    }
+}

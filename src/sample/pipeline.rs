@@ -1,0 +1,341 @@
+//! From references and prompts to pictures: text, latents, the guided walk with the replacement trick, pictures.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+use candle_core::{DType, Tensor};
+use image::RgbImage;
+
+use super::noise::{BatchNoise, GivenNoise};
+use crate::data::{images_from_tensor, tensor_from_images};
+use crate::device::Runtime;
+use crate::diffusion::{Branch, Guidance, NoiseSchedule, Sampler, ScheduleConfig};
+use crate::model::params::Params;
+use crate::model::{Files, JointUnet, TextConfig, TextEncoder, Tokenizer, UnetConfig, Vae, VaeConfig};
+use crate::shape::SetShape;
+
+/// Latent pixels (images · branches · h · w) that go through the U-Net at once: two sets of one reference and one target
+/// at 512².
+const LATENT_PIXELS_A_BATCH: usize = 32_768;
+
+/// A model ready to sample.
+pub struct Pipeline {
+    runtime: Runtime,
+    unet: JointUnet,
+    vae: Vae,
+    text: TextEncoder,
+    tokenizer: Tokenizer,
+    schedule: NoiseSchedule,
+}
+
+/// A known picture of a set.
+#[derive(Clone, Debug)]
+pub struct Reference {
+    /// Square, of the size that is sampled.
+    pub image: RgbImage,
+    /// Empty: the null text.
+    pub caption: String,
+}
+
+/// One set to paint: references first, then one picture a prompt.
+#[derive(Clone, Debug)]
+pub struct SetRequest {
+    pub references: Vec<Reference>,
+    pub prompts: Vec<String>,
+    /// One a prompt: a picture depends on its own seed, not on its batch.
+    pub seeds: Vec<u64>,
+}
+
+#[derive(Clone, Debug)]
+pub struct SampleSettings {
+    pub sampler: Sampler,
+    /// Network calls a picture.
+    pub steps: usize,
+    pub guidance: Guidance,
+    /// Side of the pictures in pixels.
+    pub size: usize,
+}
+
+/// The generated pictures of all sets, in the order of the requests.
+pub struct Painted {
+    pub images: Vec<RgbImage>,
+    /// As the U-Net left them, `[k, c, h, w]`.
+    pub latents: Tensor,
+}
+
+impl Pipeline {
+    /// Loads all parts. `is_coupled` false leaves every image's self-attention to itself.
+    pub fn load(files: &Files, runtime: &Runtime, is_coupled: bool) -> Result<Self> {
+        let params = |component: &str| {
+            let (tensors, origin) = files.tensors(component)?;
+            anyhow::Ok(Params::checkpoint(tensors, origin, &runtime.device, runtime.dtype, false))
+        };
+        let unet_config: UnetConfig = files.json("unet/config.json")?;
+        let vae_config: VaeConfig = files.json("vae/config.json")?;
+        let text_config: TextConfig = files.json("text_encoder/config.json")?;
+        let schedule: ScheduleConfig = files.json("scheduler/scheduler_config.json")?;
+        let (unet, _) = JointUnet::new(&unet_config, params("unet")?)?;
+        let c = unet_config.latent_channels();
+        ensure!(
+            unet_config.is_joint() || unet_config.in_channels == c,
+            "{}: in_channels {} is neither {c} (Stable Diffusion) nor {} (joint: noisy, mask, reference)",
+            files.describe("unet/config.json"),
+            unet_config.in_channels,
+            2 * c + 1
+        );
+        Ok(Self {
+            unet: if is_coupled { unet } else { unet.uncoupled() },
+            vae: Vae::new(&vae_config, params("vae")?)?.0,
+            text: TextEncoder::new(&text_config, params("text_encoder")?)?.0,
+            tokenizer: Tokenizer::read(files, text_config.max_position_embeddings)?,
+            schedule: NoiseSchedule::new(&schedule)?,
+            runtime: runtime.clone(),
+        })
+    }
+
+    /// Side of the pictures that the model was made for, in pixels.
+    pub fn native_size(&self) -> usize {
+        let f = self.vae.config().downscale();
+        self.unet.config().sample_size.map_or(512, |latent| latent * f)
+    }
+
+    /// Side of a picture must be a multiple of this.
+    pub fn size_multiple(&self) -> usize {
+        self.vae.config().downscale() << (self.unet.config().block_out_channels.len() - 1)
+    }
+
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Whether the U-Net takes references; a plain Stable Diffusion one sees them by coupled attention alone.
+    pub fn is_joint(&self) -> bool {
+        self.unet.config().is_joint()
+    }
+
+    /// Paints sets of one shape. `on_step` hears of every step done, out of [`Pipeline::steps_of`].
+    pub fn paint(
+        &self,
+        requests: &[SetRequest],
+        settings: &SampleSettings,
+        given: Option<&GivenNoise>,
+        on_step: &mut dyn FnMut(),
+    ) -> Result<Painted> {
+        let multiple = self.size_multiple();
+        let size = settings.size;
+        ensure!(size.is_multiple_of(multiple) && size > 0, "--size {size}: must be a multiple of {multiple} pixels");
+        let mut latents = Vec::new();
+        for batch in requests.chunks(self.sets_a_batch(requests, settings)) {
+            latents.push(self.paint_batch(batch, settings, given, on_step)?);
+        }
+        let latents = Tensor::cat(&latents, 0)?; // [k, c, h, w]
+        let mut images = Vec::new();
+        let at_once = (64 * 64 * 64 / (size * size)).max(1);
+        for first in (0..latents.dim(0)?).step_by(at_once) {
+            let some = latents.narrow(0, first, at_once.min(latents.dim(0)? - first))?;
+            images.extend(images_from_tensor(&self.vae.decode(&some.contiguous()?)?)?);
+        }
+        Ok(Painted { images, latents })
+    }
+
+    /// Steps that [`Pipeline::paint`] will report.
+    pub fn steps_of(&self, requests: &[SetRequest], settings: &SampleSettings) -> usize {
+        requests.len().div_ceil(self.sets_a_batch(requests, settings)) * settings.steps
+    }
+
+    fn sets_a_batch(&self, requests: &[SetRequest], settings: &SampleSettings) -> usize {
+        let images = requests.first().map_or(1, |set| set.references.len() + set.prompts.len());
+        let side = settings.size / self.vae.config().downscale();
+        (LATENT_PIXELS_A_BATCH / (images * settings.guidance.branches().len() * side * side).max(1)).max(1)
+    }
+
+    /// The final latents of the targets, `[b·targets, c, h, w]`.
+    fn paint_batch(
+        &self,
+        sets: &[SetRequest],
+        settings: &SampleSettings,
+        given: Option<&GivenNoise>,
+        on_step: &mut dyn FnMut(),
+    ) -> Result<Tensor> {
+        let (device, dtype) = (&self.runtime.device, self.runtime.dtype);
+        let (n_references, n_targets) = (sets[0].references.len(), sets[0].prompts.len());
+        ensure!(
+            sets.iter().all(|set| set.references.len() == n_references
+                && set.prompts.len() == n_targets
+                && set.seeds.len() == n_targets),
+            "sets of one batch must have one shape"
+        );
+        let shape = SetShape::new(sets.len(), n_references + n_targets);
+        let side = settings.size / self.vae.config().downscale();
+        let latent = (self.unet.config().latent_channels(), side, side);
+        if let Some(given) = given {
+            ensure!(sets.len() == 1, "--noise: works with one set at a time; give one --prompt or --joint");
+            given.validate(n_targets, n_references, settings.steps, latent)?;
+        }
+        let seeds: Vec<&[u64]> = sets.iter().map(|set| set.seeds.as_slice()).collect();
+        let noise = BatchNoise { seeds: &seeds, references: n_references, latent, given };
+
+        let known = self.known(sets, shape, latent)?;
+        let conditions = self.conditions(sets, shape, &known, settings.guidance.branches())?;
+        let walk = settings.sampler.walk(&self.schedule, settings.steps)?;
+        let mut x = noise.start(device)?; // [b·n, c, h, w]
+        for (step, &timestep) in walk.timesteps().iter().enumerate() {
+            if n_references > 0 {
+                x = self.with_references(&x, &known, &noise.references_at(step, device)?, timestep, shape)?;
+            }
+            let predictions = self.predict(&x.to_dtype(dtype)?, timestep, &conditions, shape)?;
+            x = walk.step(step, &x, &settings.guidance.combine(&predictions)?.to_dtype(DType::F32)?)?;
+            on_step();
+        }
+        targets_of(&x, shape, n_references)
+    }
+
+    /// Clean latents of the references, `[b·references, c, h, w]`; None without references.
+    fn known(
+        &self,
+        sets: &[SetRequest],
+        shape: SetShape,
+        (c, h, w): (usize, usize, usize),
+    ) -> Result<Option<Tensor>> {
+        let images: Vec<RgbImage> =
+            sets.iter().flat_map(|set| set.references.iter().map(|reference| reference.image.clone())).collect();
+        if images.is_empty() {
+            return Ok(None);
+        }
+        let pixels = tensor_from_images(&images, &self.runtime.device)?.to_dtype(self.runtime.dtype)?;
+        let latents = self.vae.latents_from_images(&pixels)?.to_dtype(DType::F32)?;
+        let expected = (images.len(), c, h, w);
+        ensure!(
+            latents.dims4()? == expected,
+            "references encode to {:?}, sets of {} images need {expected:?}",
+            latents.dims(),
+            shape.images
+        );
+        Ok(Some(latents))
+    }
+
+    /// The replacement trick (§3.3): at every step the known images are their clean latents with fresh noise.
+    fn with_references(
+        &self,
+        x: &Tensor,
+        known: &Option<Tensor>,
+        noise: &Tensor,
+        timestep: usize,
+        shape: SetShape,
+    ) -> Result<Tensor> {
+        let Some(known) = known else { return Ok(x.clone()) };
+        let noisy = self.schedule.add_noise(known, noise, &vec![timestep; known.dim(0)?])?;
+        let (_, c, h, w) = x.dims4()?;
+        let n_references = known.dim(0)? / shape.sets;
+        let noisy = noisy.reshape((shape.sets, n_references, c, h, w))?; // [b, references, c, h, w]
+        let x = x.reshape((shape.sets, shape.images, c, h, w))?; // [b, n, c, h, w]
+        let targets = x.narrow(1, n_references, shape.images - n_references)?;
+        Ok(Tensor::cat(&[&noisy, &targets.contiguous()?], 1)?.reshape((shape.total(), c, h, w))?) // [b·n, c, h, w]
+    }
+
+    /// What every branch of every step is given besides x, all branches in one batch.
+    fn conditions(
+        &self,
+        sets: &[SetRequest],
+        shape: SetShape,
+        known: &Option<Tensor>,
+        branches: &[Branch],
+    ) -> Result<Conditions> {
+        let captions: Vec<&str> = sets
+            .iter()
+            .flat_map(|set| set.references.iter().map(|r| r.caption.as_str()).chain(set.prompts.iter().map(String::as_str)))
+            .collect();
+        let text = self.encode(&captions)?; // [b·n, l, d]
+        let null_text = self.encode(&vec![""; captions.len()])?;
+        let pick = |branch: &Branch| if branch.keeps_text { &text } else { &null_text };
+        let contexts: Vec<&Tensor> = branches.iter().map(pick).collect();
+        let context = Tensor::cat(&contexts, 0)?; // [branches·b·n, l, d]
+        if !self.is_joint() {
+            return Ok(Conditions { context, channels: None, branches: branches.len() });
+        }
+        let c = self.unet.config().latent_channels();
+        let (device, dtype) = (&self.runtime.device, self.runtime.dtype);
+        let (h, w) = match known {
+            Some(known) => (known.dim(2)?, known.dim(3)?),
+            None => (1, 1),
+        };
+        let hidden = |images: usize| -> Result<Tensor> {
+            let mask = Tensor::ones((shape.sets, images, 1, h, w), dtype, device)?;
+            Ok(Tensor::cat(&[&mask, &Tensor::zeros((shape.sets, images, c, h, w), dtype, device)?], 2)?)
+        };
+        let mut channels = Vec::new();
+        for branch in branches {
+            let own = match known.as_ref().filter(|_| branch.keeps_references) {
+                None => hidden(shape.images)?,
+                Some(known) => {
+                    let n_references = known.dim(0)? / shape.sets;
+                    let clean = known.to_dtype(dtype)?.reshape((shape.sets, n_references, c, h, w))?;
+                    let mask = Tensor::zeros((shape.sets, n_references, 1, h, w), dtype, device)?;
+                    let given = Tensor::cat(&[&mask, &clean], 2)?; // [b, references, 1 + c, h, w]
+                    Tensor::cat(&[&given, &hidden(shape.images - n_references)?], 1)?
+                }
+            };
+            channels.push(own.reshape((shape.total(), 1 + c, h, w))?); // [b·n, 1 + c, h, w]
+        }
+        Ok(Conditions { context, channels: Some(Tensor::cat(&channels, 0)?), branches: branches.len() })
+    }
+
+    /// One prediction a branch.
+    fn predict(&self, x: &Tensor, timestep: usize, conditions: &Conditions, shape: SetShape) -> Result<Vec<Tensor>> {
+        let x = Tensor::cat(&vec![x; conditions.branches], 0)?; // [branches·b·n, c, h, w]
+        let input = match &conditions.channels {
+            None => x,
+            Some(channels) => {
+                let (total, extra, ..) = channels.dims4()?;
+                let (_, _, h, w) = x.dims4()?;
+                Tensor::cat(&[&x, &channels.broadcast_as((total, extra, h, w))?.contiguous()?], 1)?
+            }
+        };
+        let all = SetShape::new(conditions.branches * shape.sets, shape.images);
+        let timesteps = Tensor::from_vec(vec![timestep as i64; all.sets], all.sets, &self.runtime.device)?;
+        let output = self.unet.forward(&input, &timesteps, &conditions.context, all)?;
+        Ok((0..conditions.branches)
+            .map(|branch| output.narrow(0, branch * shape.total(), shape.total()))
+            .collect::<candle_core::Result<_>>()?)
+    }
+
+    /// Text embeddings, each different text encoded once.
+    ///
+    /// # Shapes
+    /// - b texts → `[b, l, d]`
+    fn encode(&self, texts: &[&str]) -> Result<Tensor> {
+        let mut rows: BTreeMap<&str, u32> = BTreeMap::new();
+        let mut tokens = Vec::new();
+        let mut picks = Vec::with_capacity(texts.len());
+        for text in texts {
+            let next = rows.len() as u32;
+            let row = *rows.entry(text).or_insert(next);
+            if row == next {
+                tokens.push(self.tokenizer.encode(text)?.tokens);
+            }
+            picks.push(row);
+        }
+        let device = &self.runtime.device;
+        let length = tokens[0].len();
+        let tokens = Tensor::from_vec(tokens.concat(), (rows.len(), length), device)?;
+        let picks = Tensor::from_vec(picks, texts.len(), device)?;
+        Ok(self.text.forward(&tokens)?.index_select(&picks, 0)?)
+    }
+}
+
+struct Conditions {
+    /// `[branches·b·n, l, d]`.
+    context: Tensor,
+    /// Mask and reference, `[branches·b·n, 1 + c, h, w]`; None for a U-Net without them.
+    channels: Option<Tensor>,
+    branches: usize,
+}
+
+/// # Shapes
+/// - x `[b·n, c, h, w]` → `[b·targets, c, h, w]`
+fn targets_of(x: &Tensor, shape: SetShape, n_references: usize) -> Result<Tensor> {
+    let (_, c, h, w) = x.dims4()?;
+    let n_targets = shape.images - n_references;
+    let x = x.reshape((shape.sets, shape.images, c, h, w))?.narrow(1, n_references, n_targets)?;
+    Ok(x.contiguous()?.reshape((shape.sets * n_targets, c, h, w))?) // [b·targets, c, h, w]
+}
