@@ -80,11 +80,11 @@ impl Dataset {
         match &self.storage {
             Storage::Folder { path, samples } => {
                 let FolderSample { key, suffixes } = &samples[idx];
-                let member = |suffix: &Box<str>| {
+                let member = |suffix: &str| {
                     let bytes = fs::read(path.join(format!("{key}.{suffix}"))).with_context(|| format!(".{suffix}"))?;
                     Ok((suffix.to_string(), bytes))
                 };
-                suffixes.iter().map(member).collect()
+                suffixes.iter().map(|suffix| member(suffix)).collect()
             }
             Storage::Shards { paths, samples } => {
                 let (shard, sample) = &samples[idx];

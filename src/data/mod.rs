@@ -10,7 +10,7 @@ mod jpeg;
 mod members;
 pub mod shards;
 mod tensors;
-mod whole_file;
+pub mod whole_file;
 
 pub mod set;
 pub mod sources;

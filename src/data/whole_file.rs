@@ -29,7 +29,12 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
         file.sync_all()?;
         fs::rename(&temporary, path)
     };
-    write().with_context(|| format!("{}: cannot be written", path.display()))
+    let outcome = write();
+    if outcome.is_err() {
+        // Half a file is of no use; if it cannot be removed either, its name says so.
+        fs::remove_file(&temporary).ok();
+    }
+    outcome.with_context(|| format!("{}: cannot be written", path.display()))
 }
 
 #[cfg(test)]

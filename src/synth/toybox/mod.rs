@@ -8,12 +8,14 @@ mod caption;
 mod draw;
 mod paint;
 mod scene;
+mod source;
 mod subject;
 mod toy;
 
 pub use caption::{WORDINGS, caption};
 pub use draw::{Picture, Pose, draw};
 pub use scene::Scene;
+pub use source::{ToyboxSource, key};
 pub use subject::{EVAL_SUBJECTS, Kind, Subject};
 
 use image::{GrayImage, RgbImage};
