@@ -49,7 +49,7 @@ impl Part {
 
     /// Part `index` of `of`, counted from 0.
     pub fn new(index: usize, of: usize) -> Result<Self> {
-        ensure!(index < of, "part {index} of {of}: parts count from 0, so that {of} is one too many at least");
+        ensure!(index < of, "part {index} of {of}: parts are numbered from 0 to one less than how many there are");
         Ok(Self { index, of })
     }
 
