@@ -11,6 +11,7 @@ pub mod interrupt;
 pub mod invalid;
 pub mod rng;
 pub mod shape;
+pub mod whole_file;
 
 pub mod data;
 pub mod diffusion;

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 
 use crate::cli::TrainArgs;
-use crate::data::SetSource;
+use crate::data::{DatasetSource, Layout, SetSource};
 use crate::device::Runtime;
 use crate::interrupt::Interrupt;
-use crate::invalid::invalid;
 use crate::synth::toybox::{HeldOutToys, ToyboxSource};
-use crate::train::settings::DataConfig;
+use crate::train::settings::{DataConfig, DataLayout};
 use crate::train::trainer::Outcome;
 use crate::train::{AutoencoderObjective, Hooks, JointObjective, Objective, ObjectiveKind, StepReport, TrainConfig};
 use crate::{config, report, train};
@@ -69,7 +68,13 @@ fn source(data: &DataConfig) -> Result<Arc<dyn SetSource>> {
         "toybox" => {
             Ok(Arc::new(ToyboxSource { seed: data.seed, sets: data.sets, images: data.images, size: data.size }))
         }
-        other => Err(invalid(format!("data.source {other:?}: unknown"))),
+        place => {
+            let layout = match data.layout {
+                DataLayout::Sets => Layout::Sets,
+                DataLayout::Single => Layout::Single,
+            };
+            Ok(Arc::new(DatasetSource::open(place, layout, data.size)?))
+        }
     }
 }
 

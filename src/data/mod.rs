@@ -1,11 +1,25 @@
 //! Pictures and sets of pictures: read from files, written to files, and dealt out to training.
+//!
+//! A picture: `jpeg` and `decode` (bytes to RGB), `image` (the user's references, sizes), `tensors`. A set: `set` and
+//! `members` (its files). Many sets: `shards`, `dataset`, `sources`, `loader`.
+
+mod dataset;
+mod decode;
+mod image;
+mod jpeg;
+mod members;
+pub mod shards;
+mod tensors;
 
 pub mod loader;
-mod tensors;
 pub mod set;
 pub mod sources;
 
+pub use self::dataset::Dataset;
+pub use self::decode::{Decoded, Notice, decode};
+pub use self::image::{Fit, load_reference, middle_square, resized};
+pub use self::members::{Layout, Members, members_from_set, set_from_members};
+pub use self::tensors::{images_from_tensor, tensor_from_images};
 pub use loader::{Loader, LoaderSettings};
 pub use set::ImageSet;
-pub use tensors::{images_from_tensor, tensor_from_images};
-pub use sources::SetSource;
+pub use sources::{DatasetSource, SetSource};

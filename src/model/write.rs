@@ -1,47 +1,41 @@
 //! Writes model folders in the diffusers layout. Every file goes to a temporary name first and is renamed when whole.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 use serde::Serialize;
 
-/// Writes `bytes` so that a reader sees the old file or the whole new one.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let context = || format!("{}: cannot be written", path.display());
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).with_context(context)?;
-    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    write().inspect_err(|_| drop(std::fs::remove_file(&temporary))).with_context(context)
+use super::files::Files;
+use crate::whole_file::write_whole;
+
+/// Writes a file whole or not at all, and the folders that lead to it.
+fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
+    }
+    write_whole(path, bytes)
+}
+
+/// Copies a file of a model as it is.
+pub fn copy_file(files: &Files, name: &str, folder: &Path) -> Result<()> {
+    write_file(&folder.join(name), &files.bytes(name)?)
 }
 
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;
     text.push('\n');
-    write_atomically(path, text.as_bytes())
+    write_file(path, text.as_bytes())
 }
 
 /// Writes a `.safetensors` file, tensors sorted by name; the metadata says that they are PyTorch's.
-pub fn write_tensors(
-    path: &Path,
-    tensors: &BTreeMap<String, Tensor>,
-    metadata: &[(&str, String)],
-) -> Result<()> {
+pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: &[(&str, String)]) -> Result<()> {
     let mut all: HashMap<String, String> = metadata.iter().map(|(k, v)| (k.to_string(), v.clone())).collect();
     all.insert("format".into(), "pt".into());
     let tensors = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
     let bytes = safetensors::serialize(tensors, Some(all)).with_context(|| path.display().to_string())?;
-    write_atomically(path, &bytes)
+    write_file(path, &bytes)
 }
 
 /// Writes `config.json` and the weights of one component of a model folder.

@@ -75,8 +75,7 @@ impl AdamW {
         let denominator = ((second.sqrt()? * f.inverse_root as f64)? + self.eps)?;
         let shrunk = (parameter.as_detached_tensor() * f.shrink as f64)?;
         let updated = (shrunk - ((&first / denominator)? * f.step_size as f64)?)?;
-        let ema =
-            ((moments.ema.as_detached_tensor() * self.ema_decay)? + (&updated * (1.0 - self.ema_decay))?)?;
+        let ema = ((moments.ema.as_detached_tensor() * self.ema_decay)? + (&updated * (1.0 - self.ema_decay))?)?;
         parameter.set(&updated)?;
         moments.first.set(&first)?;
         moments.second.set(&second)?;
@@ -152,7 +151,8 @@ mod tests {
         let values = |t: &Tensor| t.to_vec1::<f32>().unwrap();
         assert!((values(&p)[0] as f64 - value).abs() < 1e-6, "{} {value}", values(&p)[0]);
         assert!((values(&fused.ema)[0] as f64 - ema).abs() < 1e-6);
-        for (a, b) in values(&p).iter().chain(&values(&fused.ema)).zip(values(&q).iter().chain(&values(&composed.ema))) {
+        for (a, b) in values(&p).iter().chain(&values(&fused.ema)).zip(values(&q).iter().chain(&values(&composed.ema)))
+        {
             assert!((a - b).abs() < 1e-6, "{a} {b}");
         }
     }

@@ -6,8 +6,8 @@
 use std::sync::Mutex;
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor,
-    bail, op::BackpropOp,
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, InplaceOp1, Layout, Result, Shape,
+    Storage, Tensor, bail, op::BackpropOp,
 };
 
 use super::real::Real;

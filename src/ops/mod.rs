@@ -19,8 +19,8 @@ mod norm;
 mod resample;
 
 pub use activation::{geglu, gelu, quick_gelu, silu};
-pub use attention::{Mask, attention};
 pub use adamw::{AdamW, Moments};
+pub use attention::{Mask, attention};
 pub use conv::{Conv2d, conv2d};
 pub use linear::{add_per_image, linear};
 pub use memory::keep_freed_memory;

@@ -16,7 +16,13 @@ pub struct GivenNoise {
 
 impl GivenNoise {
     /// Checks the shapes against a run of `targets` images of `latent` (c, h, w) with `references` over `steps`.
-    pub fn validate(&self, targets: usize, references: usize, steps: usize, latent: (usize, usize, usize)) -> Result<()> {
+    pub fn validate(
+        &self,
+        targets: usize,
+        references: usize,
+        steps: usize,
+        latent: (usize, usize, usize),
+    ) -> Result<()> {
         let (c, h, w) = latent;
         let found = self.target.dims();
         ensure!(found == [targets, c, h, w], "--noise: target is {found:?}, this run needs {:?}", [targets, c, h, w]);

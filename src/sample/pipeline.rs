@@ -191,12 +191,7 @@ impl Pipeline {
     }
 
     /// Clean latents of the references, `[b·references, c, h, w]`; None without references.
-    fn known(
-        &self,
-        sets: &[SetRequest],
-        shape: SetShape,
-        (c, h, w): (usize, usize, usize),
-    ) -> Result<Option<Tensor>> {
+    fn known(&self, sets: &[SetRequest], shape: SetShape, (c, h, w): (usize, usize, usize)) -> Result<Option<Tensor>> {
         let images: Vec<RgbImage> =
             sets.iter().flat_map(|set| set.references.iter().map(|reference| reference.image.clone())).collect();
         if images.is_empty() {
@@ -243,7 +238,9 @@ impl Pipeline {
     ) -> Result<Conditions> {
         let captions: Vec<&str> = sets
             .iter()
-            .flat_map(|set| set.references.iter().map(|r| r.caption.as_str()).chain(set.prompts.iter().map(String::as_str)))
+            .flat_map(|set| {
+                set.references.iter().map(|r| r.caption.as_str()).chain(set.prompts.iter().map(String::as_str))
+            })
             .collect();
         let text = self.encode(&captions)?; // [b·n, l, d]
         let null_text = self.encode(&vec![""; captions.len()])?;

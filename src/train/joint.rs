@@ -14,7 +14,7 @@ use crate::data::{Loader, LoaderSettings, SetSource};
 use crate::device::Runtime;
 use crate::diffusion::{NoiseSchedule, ScheduleConfig, mse};
 use crate::model::params::{NamedVars, Params};
-use crate::model::write::{write_component, write_json, write_model_index};
+use crate::model::write::{copy_file, write_component, write_json, write_model_index};
 use crate::model::{Files, JointUnet, TextConfig, TextEncoder, Tokenizer, UnetConfig, Vae, VaeConfig};
 use crate::rng::Rng;
 use crate::shape::SetShape;
@@ -235,7 +235,7 @@ impl Objective for JointObjective {
         for name in ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"] {
             let name = format!("tokenizer/{name}");
             if self.architecture.contains(&name) {
-                crate::model::write::write_atomically(&folder.join(&name), &self.architecture.bytes(&name)?)?;
+                copy_file(&self.architecture, &name, folder)?;
             }
         }
         write_json(&folder.join("scheduler/scheduler_config.json"), self.schedule.config())?;

@@ -42,5 +42,11 @@ pub fn component(weights: &Weights, component: &str) -> BTreeMap<String, Tensor>
 
 /// Frozen parameters of a component.
 pub fn frozen(weights: &Weights, name: &str, device: &Device) -> Params {
-    Params::checkpoint(component(weights, name), format!("averaged weights of {name}"), device, candle_core::DType::F32, false)
+    Params::checkpoint(
+        component(weights, name),
+        format!("averaged weights of {name}"),
+        device,
+        candle_core::DType::F32,
+        false,
+    )
 }

@@ -37,8 +37,11 @@ impl Optimizer {
         let mut slots = BTreeMap::new();
         for (name, parameter) in parameters {
             let zeros = || Var::from_tensor(&parameter.zeros_like()?);
-            let moments =
-                Moments { first: zeros()?, second: zeros()?, ema: Var::from_tensor(&parameter.as_detached_tensor().copy()?)? };
+            let moments = Moments {
+                first: zeros()?,
+                second: zeros()?,
+                ema: Var::from_tensor(&parameter.as_detached_tensor().copy()?)?,
+            };
             slots.insert(name.clone(), Slot { parameter: parameter.clone(), moments });
         }
         Ok(Self { settings: config.optimizer.clone(), total_steps: config.run.steps, slots, step: 0 })

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::objective::Weights;
 use super::settings::TrainConfig;
 use crate::model::files::read_safetensors;
-use crate::model::write::{write_atomically, write_json, write_tensors};
+use crate::model::write::{write_json, write_tensors};
+use crate::whole_file::write_whole;
 
 pub struct RunFolder {
     root: PathBuf,
@@ -47,7 +48,7 @@ impl RunFolder {
                 root.display()
             );
         }
-        write_atomically(&path, toml::to_string(config)?.as_bytes())?;
+        write_whole(&path, toml::to_string(config)?.as_bytes())?;
         Ok(Self { root: root.to_path_buf() })
     }
 
@@ -159,6 +160,6 @@ impl RunFolder {
         // A line that was cut short by a kill does not parse and goes too.
         let keeps = |line: &&str| serde_json::from_str::<Line>(line).is_ok_and(|line| line.step < step);
         let kept: String = text.lines().filter(keeps).flat_map(|line| [line, "\n"]).collect();
-        write_atomically(&path, kept.as_bytes())
+        write_whole(&path, kept.as_bytes())
     }
 }

@@ -50,6 +50,9 @@ pub struct ModelConfig {
 pub struct DataConfig {
     /// `toybox`: drawn as needed; else a folder, a `.tar` or a pattern such as `{00000..00099}.tar`.
     pub source: String,
+    /// Files: what a sample is.
+    #[serde(default)]
+    pub layout: DataLayout,
     /// Toybox: how many different sets there are.
     #[serde(default = "default_sets")]
     pub sets: usize,
@@ -62,6 +65,17 @@ pub struct DataConfig {
     /// Side of the training pictures in pixels.
     #[serde(default = "default_size")]
     pub size: u32,
+}
+
+/// How the pictures of a sample lie in its files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DataLayout {
+    /// Strips or loose sets.
+    #[default]
+    Sets,
+    /// One picture a sample (img2dataset).
+    Single,
 }
 
 fn default_sets() -> usize {

@@ -6,8 +6,8 @@
 
 mod caption;
 mod draw;
-mod paint;
 mod held_out;
+mod paint;
 mod scene;
 mod source;
 mod subject;
@@ -17,7 +17,7 @@ pub use caption::{WORDINGS, caption};
 pub use draw::{Picture, Pose, draw};
 pub use held_out::HeldOutToys;
 pub use scene::Scene;
-pub use source::ToyboxSource;
+pub use source::{ToyboxSource, key};
 pub use subject::{EVAL_SUBJECTS, Kind, Subject};
 
 use image::{GrayImage, RgbImage};

@@ -161,7 +161,6 @@ fn limbs(canvas: &mut Canvas, subject: &Subject) {
             let handle = ellipse(0.56 * a, 0.04, 0.24 * n + 0.08, 0.32);
             canvas.stroke(&handle, dark, 0.24);
             canvas.stroke(&handle, accent, 0.16);
-            return;
         }
         Kind::Car => {
             for x in [-0.5 * a, 0.5 * a] {

@@ -1,0 +1,67 @@
+//! Files that are there whole or not at all: written under a temporary name, synced, renamed.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+/// Names that start with this are not finished; readers pass over them.
+pub const UNFINISHED: char = '.';
+
+/// The temporary name of `path`: hidden, beside it, another one for each process.
+pub fn temporary_name(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{UNFINISHED}{name}.{}.tmp", std::process::id()))
+}
+
+/// The name that a [`temporary_name`] is to become, or None for any other file.
+pub fn target_name(temporary: &str) -> Option<&str> {
+    temporary.strip_prefix(UNFINISHED)?.strip_suffix(".tmp")?.rsplit_once('.').map(|(target, _pid)| target)
+}
+
+/// Writes or replaces a file in one step.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = temporary_name(path);
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    let outcome = write();
+    if outcome.is_err() {
+        // Half a file is of no use; if it cannot be removed either, its name says so.
+        fs::remove_file(&temporary).ok();
+    }
+    outcome.with_context(|| format!("{}: cannot be written", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replaces_a_file_and_leaves_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        write_whole(&path, b"one").unwrap();
+        write_whole(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_temporary_name_tells_what_it_becomes() {
+        let temporary = temporary_name(Path::new("data/00001.0.png"));
+        assert_eq!(target_name(temporary.file_name().unwrap().to_str().unwrap()), Some("00001.0.png"));
+        assert_eq!(target_name("00001.0.png"), None);
+        assert_eq!(target_name(".hidden"), None);
+    }
+
+    #[test]
+    fn an_error_names_the_file() {
+        let error = write_whole(Path::new("/no/such/folder/a.txt"), b"").unwrap_err();
+        assert!(format!("{error:#}").starts_with("/no/such/folder/a.txt: cannot be written: "));
+    }
+}
