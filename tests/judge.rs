@@ -44,7 +44,7 @@ fn a_judge_of_few_toys_knows_them_and_their_scenes() {
 fn a_toy_is_known_in_scenes_where_it_was_never_seen() {
     // Each toy is kept from a quarter of the scenes in fitting. A judge that went by the background would fail there: of
     // those scenes it has seen only other toys.
-    let unseen = |label: Label| (label.toy + label.scene) % 4 == 0;
+    let unseen = |label: Label| (label.toy + label.scene).is_multiple_of(4);
     let split = |samples: Vec<Labelled>, keep: bool| -> Vec<Labelled> {
         samples.into_iter().filter(|sample| unseen(sample.label) == keep).collect()
     };
