@@ -1,0 +1,1 @@
+"""The cases of make_golden.py, a module a layer of the system."""

@@ -1,0 +1,23 @@
+//! jedi against PyTorch, diffusers and transformers: the reference results of `scripts/make_golden.py`, smallest layer
+//! first, so that a failure names its layer. `-- --nocapture` shows every comparison.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and prints what it compared")]
+
+#[path = "parity/compare.rs"]
+mod compare;
+#[path = "parity/golden.rs"]
+mod golden;
+
+#[path = "parity/ops.rs"]
+mod ops;
+
+#[path = "parity/text.rs"]
+mod text;
+#[path = "parity/unet.rs"]
+mod unet;
+#[path = "parity/vae.rs"]
+mod vae;
+
+#[path = "parity/diffusion.rs"]
+mod diffusion;
+#[path = "parity/sampling.rs"]
+mod sampling;

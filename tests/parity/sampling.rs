@@ -1,0 +1,85 @@
+//! Whole sampling runs, from pictures and prompts to latents and pictures, against diffusers' parts put together in Python.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
+use image::RgbImage;
+use jedi::device::Runtime;
+use jedi::diffusion::{Guidance, Sampler};
+use jedi::model::Files;
+use jedi::sample::noise::GivenNoise;
+use jedi::sample::pipeline::{Pipeline, Reference, SampleSettings, SetRequest};
+
+use crate::compare::{Comparison, values};
+use crate::golden::{Golden, path};
+
+/// Levels 0 to 255, `[b, 3, h, w]`.
+fn pictures(tensor: &Tensor) -> Vec<RgbImage> {
+    let (b, _, h, w) = tensor.dims4().unwrap();
+    let levels: Vec<u8> = values(&tensor.permute((0, 2, 3, 1)).unwrap()).into_iter().map(|level| level as u8).collect();
+    let image = |bytes: &[u8]| RgbImage::from_raw(w as u32, h as u32, bytes.to_vec()).unwrap();
+    assert_eq!(levels.len(), b * h * w * 3);
+    levels.chunks_exact(h * w * 3).map(image).collect()
+}
+
+struct Run {
+    case: Golden,
+    pipeline: Pipeline,
+    comparison: Comparison,
+}
+
+impl Run {
+    fn new() -> Self {
+        let runtime = Runtime { device: Device::Cpu, dtype: DType::F32 };
+        let pipeline = Pipeline::load(&Files::Folder(path("tiny-pipeline")), &runtime, true).unwrap();
+        Self { case: Golden::open("sampling"), pipeline, comparison: Comparison::default() }
+    }
+
+    /// Paints `targets` pictures and holds latents and pictures to those of the run `name`.
+    fn check(&mut self, name: &str, guidance: Guidance, (references, targets): (usize, usize)) {
+        let texts: Vec<String> = self.case.fact("texts");
+        // The script's texts are two captions, then two prompts.
+        let images = pictures(&self.case.tensor("pictures").narrow(0, 0, references).unwrap());
+        let references: Vec<Reference> = images
+            .into_iter()
+            .zip(&texts)
+            .map(|(image, caption)| Reference { image, caption: caption.clone() })
+            .collect();
+        let prompts = texts[2..2 + targets].to_vec();
+        let noise = GivenNoise {
+            target: self.case.tensor("target").narrow(0, 0, targets).unwrap(),
+            reference: (!references.is_empty()).then(|| self.case.tensor("reference").clone()),
+        };
+        let request = SetRequest { references, prompts, seeds: vec![0; targets] };
+        let settings = SampleSettings { sampler: Sampler::Ddim, steps: self.case.fact("steps"), guidance, size: 16 };
+        let painted = self.pipeline.paint(&[request], &settings, Some(&noise), &mut || ()).unwrap();
+        let expected = self.case.tensor(&format!("{name}.latents"));
+        self.comparison.tensor(&format!("{name} latents"), &painted.latents, expected, self.case.fact("tolerance"));
+        let expected = pictures(self.case.tensor(&format!("{name}.pictures")));
+        assert_eq!(painted.images.len(), expected.len(), "{name}: number of pictures");
+        for (found, expected) in painted.images.iter().zip(&expected) {
+            let levels = |image: &RgbImage| -> Vec<f64> { image.as_raw().iter().map(|&level| level as f64).collect() };
+            // One level: where float32 falls on the other side of a rounding boundary.
+            self.comparison.values(
+                &format!("{name} picture"),
+                &levels(found),
+                &levels(expected),
+                (1.001 / 255.0, 255.0),
+            );
+        }
+    }
+}
+
+#[test]
+fn guided_sampling_runs_are_diffusers() {
+    let mut run = Run::new();
+    let scales: BTreeMap<String, f64> = run.case.fact("scales");
+    let (scale, text_scale, image_scale) = (scales["scale"], scales["text_scale"], scales["image_scale"]);
+    run.check("joint", Guidance::Joint { scale }, (2, 1));
+    run.check("text-first", Guidance::TextFirst { text_scale, image_scale }, (2, 1));
+    run.check("image-first", Guidance::ImageFirst { text_scale, image_scale }, (2, 1));
+    run.check("text-only", Guidance::TextOnly { scale }, (2, 1));
+    run.check("two-targets", Guidance::Joint { scale }, (2, 2));
+    run.check("no-references", Guidance::Joint { scale }, (0, 2));
+    run.comparison.finish();
+}

@@ -1,0 +1,51 @@
+//! AutoencoderKL against diffusers: latents, pictures, gradients, and both spellings of the attention layers.
+
+use std::collections::BTreeMap;
+
+use candle_core::Tensor;
+use jedi::model::{Vae, VaeConfig};
+
+use crate::compare::Comparison;
+use crate::golden::{Golden, compare_gradients, gradients, params, pipeline_part};
+
+/// SD1.4's names of the attention layers.
+fn old_spelling(tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    let names = [("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")];
+    let rename = |name: String| {
+        names.iter().fold(name, |name, (new, old)| {
+            name.replace(&format!("attentions.0.{new}."), &format!("attentions.0.{old}."))
+        })
+    };
+    tensors.into_iter().map(|(name, tensor)| (rename(name), tensor)).collect()
+}
+
+fn check(spelling: impl Fn(BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor>) {
+    let (config, weights) = pipeline_part::<VaeConfig>("vae", "diffusion_pytorch_model");
+    let (vae, vars) = Vae::new(&config, params(spelling(weights.tensors), "vae")).unwrap();
+    let (cases, expected) = (Golden::open("vae-cases"), Golden::open("vae-gradients"));
+    let (tolerance, gradient_tolerance): (f64, f64) = (cases.fact("tolerance"), cases.fact("gradient_tolerance"));
+    let mut comparison = Comparison::default();
+
+    let picture = cases.tensor("picture");
+    comparison.tensor("encoded", &vae.latents_from_images(picture).unwrap(), cases.tensor("encoded"), tolerance);
+    let decoded = vae.decode(cases.tensor("latents")).unwrap();
+    comparison.tensor("decoded", &decoded, cases.tensor("decoded"), tolerance);
+
+    let reconstruction = vae.decode_unscaled(&vae.encode(picture).unwrap().mean).unwrap();
+    let loss = (reconstruction - picture).unwrap().sqr().unwrap().mean_all().unwrap();
+    comparison.tensor("loss", &loss.reshape(1).unwrap(), cases.tensor("loss"), tolerance);
+    let found = gradients(&vars, &loss.backward().unwrap(), &mut comparison);
+    compare_gradients(&mut comparison, &found, &spelling(expected.tensors), gradient_tolerance);
+    comparison.finish();
+}
+
+#[test]
+fn vae_is_diffusers() {
+    check(|tensors| tensors);
+}
+
+#[test]
+fn vae_with_sd14_names_is_the_same() {
+    assert!(old_spelling(Golden::open("vae-gradients").tensors).keys().any(|name| name.contains("proj_attn")));
+    check(old_spelling);
+}
