@@ -121,7 +121,7 @@ impl NoiseSchedule {
             .rev()
             .map(|i| match self.config.timestep_spacing {
                 Spacing::Leading => (i * (total / steps) + self.config.steps_offset).min(last),
-                Spacing::Trailing => ((i + 1) as f64 * total as f64 / steps as f64).round() as usize - 1,
+                Spacing::Trailing => ((i + 1) as f64 * total as f64 / steps as f64).round_ties_even() as usize - 1,
                 Spacing::Linspace if steps == 1 => 0,
                 Spacing::Linspace => (i as f64 * last as f64 / (steps - 1) as f64).round_ties_even() as usize,
             })

@@ -14,7 +14,7 @@ pub struct Linear {
 
 impl Linear {
     pub fn new(params: &Params, inputs: usize, outputs: usize) -> Result<Self> {
-        let bias = params.get("bias", &[outputs], Init::FanIn(inputs))?;
+        let bias = params.get("bias", &[outputs], Init::Zeros)?;
         Ok(Self { bias: Some(bias), ..Self::without_bias(params, inputs, outputs)? })
     }
 
@@ -60,7 +60,7 @@ impl Conv {
     ) -> Result<Self> {
         Ok(Self {
             weight: params.get("weight", &[outputs, inputs, kernel, kernel], init)?,
-            bias: params.get("bias", &[outputs], init)?,
+            bias: params.get("bias", &[outputs], Init::Zeros)?,
             geometry,
         })
     }

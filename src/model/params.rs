@@ -16,7 +16,8 @@ use crate::rng::Rng;
 pub enum Init {
     Zeros,
     Ones,
-    /// Uniform in ±1/√fan_in: PyTorch's default for linear and convolution layers, weights and biases.
+    /// Uniform with variance 1/fan_in, so that a linear path keeps the size of its signal (PyTorch's default shrinks it by √3 a
+    /// layer, and its random biases then drown it: the toybox VAE did not find colours). Biases start at zero.
     FanIn(usize),
     /// A hundredth of `FanIn`: the last layer of a residual branch, so that a fresh network starts as its shortcuts and signals
     /// pass from the first step on (not zero, so that every parameter learns from the first step on too).
@@ -139,7 +140,7 @@ fn draw(seed: u64, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
         Init::Normal(deviation) => (Rng::new(seed, name, 0).normal_tensor(shape)? * deviation)?,
         Init::FanIn(fan_in) | Init::Residual(fan_in) => {
             let share = if matches!(init, Init::Residual(_)) { 0.01 } else { 1.0 };
-            let bound = share / (fan_in.max(1) as f64).sqrt();
+            let bound = share * (3.0 / fan_in.max(1) as f64).sqrt();
             let mut rng = Rng::new(seed, name, 0);
             let count = shape.iter().product();
             let values: Vec<f32> = (0..count).map(|_| rng.between(-bound, bound) as f32).collect();

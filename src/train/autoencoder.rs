@@ -80,7 +80,8 @@ impl AutoencoderObjective {
         })
     }
 
-    /// |x̂ − x| + edges + KL.
+    /// Squared error (which colours need: with the absolute one alone a toy of any colour comes out brown for thousands of
+    /// steps) + absolute error, of pixels and of edges (which outlines need) + KL.
     fn loss_of(&self, images: &Tensor, decoded: &Tensor, moments: &Moments) -> Result<Tensor> {
         let difference = (decoded - images)?;
         let (h, w) = (difference.dim(2)?, difference.dim(3)?);
@@ -88,7 +89,8 @@ impl AutoencoderObjective {
         let across = (difference.narrow(3, 1, w - 1)? - difference.narrow(3, 0, w - 1)?)?.abs()?.mean_all()?;
         let variance = moments.logvar.exp()?;
         let kl = (((moments.mean.sqr()? + variance)? - &moments.logvar)? - 1.0)?.mean_all()?; // 2·KL a latent
-        let loss = (difference.abs()?.mean_all()? + ((down + across)? * self.settings.edge_weight)?)?;
+        let absolute = (difference.abs()?.mean_all()? + (down + across)?)?;
+        let loss = (difference.sqr()?.mean_all()? + (absolute * self.settings.outline_weight)?)?;
         Ok((loss + (kl * (0.5 * self.settings.kl_weight))?)?)
     }
 }

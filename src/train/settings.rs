@@ -157,13 +157,13 @@ impl Default for JointConfig {
 pub struct AutoencoderConfig {
     /// Weight of the mean KL divergence of a latent to the standard normal.
     pub kl_weight: f64,
-    /// Weight of the absolute error of neighbouring pixels' differences (sharp outlines).
-    pub edge_weight: f64,
+    /// Weight of the absolute errors of pixels and of the differences of neighbouring pixels, beside the squared error.
+    pub outline_weight: f64,
 }
 
 impl Default for AutoencoderConfig {
     fn default() -> Self {
-        Self { kl_weight: 1e-3, edge_weight: 1.0 }
+        Self { kl_weight: 1e-3, outline_weight: 0.1 }
     }
 }
 
