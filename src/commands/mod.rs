@@ -3,6 +3,8 @@
 mod eval;
 mod inspect;
 mod inspect_checkpoint;
+mod inspect_eps;
+pub mod models;
 mod sample;
 mod synth_data;
 mod train;
