@@ -31,10 +31,10 @@ pub fn run(args: SampleArgs) -> Result<()> {
     let shown = read_references(&args)?;
     let given = args.noise.as_deref().map(GivenNoise::read).transpose()?;
     let n_pictures = args.prompts.len() * args.num_images;
+    let interrupt = Interrupt::install()?;
     let mut gallery = Gallery::open(&args.out, n_pictures)?;
     check_outputs(&args, &gallery)?;
 
-    let interrupt = Interrupt::install()?;
     let runtime = Runtime::open(args.device.name())?;
     let pipeline = Pipeline::load(&files, &runtime, !args.uncoupled)?;
     let size = args.size.unwrap_or(pipeline.native_size());
