@@ -5,8 +5,10 @@ mod harness;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use harness::{Outcome, jedi};
+use harness::{Outcome, command, jedi};
 use tempfile::TempDir;
 
 struct Room(TempDir);
@@ -59,6 +61,25 @@ fn writes_strips_with_captions_and_goes_on_where_it_was() {
     assert!(room.files("sets") == files);
     let other = room.synth("sets", &["--seed", "5"]);
     assert!(other.code == Some(1) && other.stderr.contains("seed is 4 there, 5 now"), "{}", other.stderr);
+}
+
+#[test]
+fn an_interrupted_run_says_how_to_go_on() {
+    let room = Room::new();
+    let out = room.path("sets");
+    let args = ["synth-data", "--sets", "100000", "--images", "2", "--size", "16", "--out", &out];
+    let child = command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+    // Signals are caught before the manifest is written.
+    while !Path::new(&out).join("dataset.json").exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill starts");
+    assert!(sent.success());
+    let output = child.wait_with_output().expect("it ends");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{message}");
+    assert!(message.contains("run the same command again to go on"), "{message}");
+    assert!(room.files("sets").keys().all(|name| !name.starts_with('.')), "half a file is left");
 }
 
 #[test]

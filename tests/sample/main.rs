@@ -1,8 +1,9 @@
-//! `jedi sample` from outside, on a model of random weights: files, seeds and streams; `refusals` has what it does
-//! not take, or takes with a word.
+//! `jedi sample` from outside, on a model of random weights: files, seeds and streams; `method` has the formulas,
+//! `refusals` what it does not take, or takes with a word.
 
 #[path = "../harness/mod.rs"]
 mod harness;
+mod method;
 mod refusals;
 #[path = "../tiny_model/mod.rs"]
 mod tiny_model;
@@ -234,18 +235,20 @@ fn numbering_goes_on_in_a_folder_and_nothing_is_replaced() {
     assert!(fs::read(&first[0]).expect("the first picture still") == bytes);
 }
 
-/// 128 sets of a reference and a target of this size go through the network at once; two are left for a second batch.
+/// At this size 8 sets of a reference and a target go through the network at once; one is left for a second batch.
 #[test]
 fn a_run_of_several_batches_gives_the_pictures_of_one() {
     let room = Room::new();
     let toy = at("toy.png");
-    let (many, saved) = (["--ref", &toy, "--prompt", "a cat"], room.path("latents.safetensors"));
-    let all = room.pictures("all", &[&many[..], &["--num-images", "130", "--save-latents", &saved]].concat());
-    assert_eq!((all.len(), names(&all)[129]), (130, "0130-a-cat-129.png"));
-    let last = room.pictures("last", &[&many[..], &["--seed", "129"]].concat());
-    assert!(pixels(&last[0]) == pixels(&all[129]));
+    let (many, saved) = (["--ref", &toy, "--prompt", "a cat", "--size", "128"], room.path("latents.safetensors"));
+    let all = room.pictures("all", &[&many[..], &["--num-images", "9", "--save-latents", &saved]].concat());
+    assert_eq!((all.len(), names(&all)[8]), (9, "0009-a-cat-8.png"));
+    for (seed, picture) in [("0", &all[0]), ("8", &all[8])] {
+        let alone = room.pictures(seed, &[&many[..], &["--seed", seed]].concat());
+        assert!(pixels(&alone[0]) == pixels(picture), "seed {seed}");
+    }
     let latents = read_safetensors(Path::new(&saved)).expect("saved latents");
-    assert_eq!(latents["latents"].dims(), [130, 4, 8, 8]);
+    assert_eq!(latents["latents"].dims(), [9, 4, 32, 32]);
 }
 
 #[test]
