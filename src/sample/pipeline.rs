@@ -43,7 +43,7 @@ pub struct Reference {
 pub struct SetRequest {
     pub references: Vec<Reference>,
     pub prompts: Vec<String>,
-    /// One a prompt: a picture depends on its own seed, not on its batch.
+    /// One a prompt: a picture depends on its own seed, not on its batch (but for the rounding of large sums).
     pub seeds: Vec<u64>,
 }
 

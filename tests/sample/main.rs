@@ -235,20 +235,23 @@ fn numbering_goes_on_in_a_folder_and_nothing_is_replaced() {
     assert!(fs::read(&first[0]).expect("the first picture still") == bytes);
 }
 
-/// At this size 8 sets of a reference and a target go through the network at once; one is left for a second batch.
+/// At this size 32 sets of a reference and a target go through the network at once; one is left for a second batch.
+/// Products of large matrices are summed in other portions than those of small ones, which moves the last bit of an f32
+/// (7e-6 measured in latents of up to 8) and with it, here and there, the rounding of a pixel.
 #[test]
 fn a_run_of_several_batches_gives_the_pictures_of_one() {
     let room = Room::new();
     let toy = at("toy.png");
-    let (many, saved) = (["--ref", &toy, "--prompt", "a cat", "--size", "128"], room.path("latents.safetensors"));
-    let all = room.pictures("all", &[&many[..], &["--num-images", "9", "--save-latents", &saved]].concat());
-    assert_eq!((all.len(), names(&all)[8]), (9, "0009-a-cat-8.png"));
-    for (seed, picture) in [("0", &all[0]), ("8", &all[8])] {
-        let alone = room.pictures(seed, &[&many[..], &["--seed", seed]].concat());
-        assert!(pixels(&alone[0]) == pixels(picture), "seed {seed}");
+    let (many, saved) = (["--ref", &toy, "--prompt", "a cat", "--size", "64"], room.path("latents.safetensors"));
+    let all = room.pictures("all", &[&many[..], &["--num-images", "33", "--save-latents", &saved]].concat());
+    assert_eq!((all.len(), names(&all)[32]), (33, "0033-a-cat-32.png"));
+    for (seed, picture) in [("0", &all[0]), ("32", &all[32])] {
+        let alone = pixels(&room.pictures(seed, &[&many[..], &["--seed", seed]].concat())[0]);
+        let mut pairs = alone.as_raw().iter().zip(pixels(picture).into_raw());
+        assert!(pairs.all(|(a, b)| a.abs_diff(b) <= 1), "seed {seed}");
     }
     let latents = read_safetensors(Path::new(&saved)).expect("saved latents");
-    assert_eq!(latents["latents"].dims(), [9, 4, 32, 32]);
+    assert_eq!(latents["latents"].dims(), [33, 4, 16, 16]);
 }
 
 #[test]
