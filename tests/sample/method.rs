@@ -85,13 +85,11 @@ fn eps(parts: &Parts, set: &Set, x: &Tensor, timestep: usize, keeps: Keeps) -> R
     parts.unet.forward(&input, &timesteps, &Tensor::cat(&contexts, 0)?, SetShape::new(1, 2))
 }
 
+/// The guided noise from that of the branches, which are named by (text kept, references kept).
+type Guided = fn(&dyn Fn(bool, bool) -> Result<Tensor>) -> Result<Tensor>;
+
 /// Two steps of DDIM from given noise with the replacement trick (§3.3).
-fn walk(
-    parts: &Parts,
-    set: &Set,
-    (target, reference): (&Tensor, &Tensor),
-    guided: &dyn Fn(&dyn Fn(bool, bool) -> Result<Tensor>) -> Result<Tensor>,
-) -> Result<Tensor> {
+fn walk(parts: &Parts, set: &Set, (target, reference): (&Tensor, &Tensor), guided: Guided) -> Result<Tensor> {
     let mut target = target.clone();
     // Leading spacing with offset 1; behind the last step lies ᾱ₀.
     for (step, (timestep, next)) in [(501, alpha_bar(1)), (1, alpha_bar(0))].into_iter().enumerate() {
@@ -115,8 +113,7 @@ fn latents_are_those_of_the_formulas() {
     let tensors = [("target".to_owned(), target.clone()), ("reference".to_owned(), reference.clone())];
     write_tensors(Path::new(&noise), &tensors.into(), &[]).expect("a writable folder");
     let captioned = format!("{}=a red robot", at("toy.png"));
-    type Guided = fn(&dyn Fn(bool, bool) -> Result<Tensor>) -> Result<Tensor>;
-    // The branches are named by (text kept, references kept); equations 3 and 4.
+    // Equations 3 and 4.
     let joint: Guided = |eps| &eps(false, false)? + ((eps(true, true)? - eps(false, false)?)? * 3.0)?;
     let none: Guided = |eps| eps(true, true);
     let text_only: Guided = |eps| &eps(false, true)? + ((eps(true, true)? - eps(false, true)?)? * 4.0)?;
@@ -147,7 +144,7 @@ fn latents_are_those_of_the_formulas() {
             prompt: context("the robot in the snow"),
             null: context(""),
         };
-        let expected = walk(&parts, &set, (&target, &reference), &guided).expect("a walk");
+        let expected = walk(&parts, &set, (&target, &reference), guided).expect("a walk");
 
         let saved = room.path("latents.safetensors");
         let (model, out) = (if family == Family::Joint { "joint" } else { "plain" }, case.to_string());
