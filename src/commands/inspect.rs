@@ -1,27 +1,72 @@
 //! `jedi inspect`: the openings through which other programs check the networks.
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result};
+use candle_core::{DType, Device, Tensor};
 
-use super::inspect_checkpoint;
-use crate::cli::{InspectCommand, InspectEpsArgs, InspectTextArgs, InspectVaeArgs};
+use super::models::{self, Part};
+use super::{inspect_checkpoint, inspect_eps};
+use crate::cli::{InspectCommand, InspectTextArgs, InspectVaeArgs};
+use crate::data::{decode, tensor_from_images};
+use crate::invalid::invalid;
+use crate::model::params::Params;
+use crate::model::write::write_tensors;
+use crate::model::{Files, TextConfig, TextEncoder, Tokenizer, Vae, VaeConfig};
+use crate::report;
 
 pub fn run(command: InspectCommand) -> Result<()> {
     match command {
-        InspectCommand::Eps(args) => eps(args),
+        InspectCommand::Eps(args) => inspect_eps::run(args),
         InspectCommand::Text(args) => text(args),
         InspectCommand::Vae(args) => vae(args),
         InspectCommand::Checkpoint(args) => inspect_checkpoint::run(args),
     }
 }
 
-fn eps(_args: InspectEpsArgs) -> Result<()> {
-    bail!("not built yet")
+/// Parameters of one part of a model, in f32 on the CPU.
+pub fn parameters(files: &Files, component: &str, is_trainable: bool) -> Result<Params> {
+    let (tensors, origin) = files.tensors(component)?;
+    Ok(Params::checkpoint(tensors, origin, &Device::Cpu, DType::F32, is_trainable))
 }
 
-fn text(_args: InspectTextArgs) -> Result<()> {
-    bail!("not built yet")
+fn text(args: InspectTextArgs) -> Result<()> {
+    let files = models::open_parts(&args.model, &[Part::TextEncoder, Part::Tokenizer])?;
+    let config: TextConfig = files.json("text_encoder/config.json")?;
+    let (encoder, _) = TextEncoder::new(&config, parameters(&files, "text_encoder", false)?)?;
+    let prompt = Tokenizer::read(&files, config.max_position_embeddings)?.encode(&args.prompt)?;
+    if let Some(cut) = prompt.cut {
+        report::warn(format!("--prompt: too long for this model, its end is not used: {cut:?}"));
+    }
+    let tokens = Tensor::from_vec(prompt.tokens, (1, config.max_position_embeddings), &Device::Cpu)?; // [1, l]
+    let outputs =
+        [("tokens".to_owned(), tokens.to_dtype(DType::I64)?), ("context".to_owned(), encoder.forward(&tokens)?)];
+    write_tensors(&args.outputs, &outputs.into(), &[])?;
+    Ok(report::result(args.outputs.display().to_string())?)
 }
 
-fn vae(_args: InspectVaeArgs) -> Result<()> {
-    bail!("not built yet")
+/// The picture goes in as it is, not cropped nor resized, so that both programs see the same pixels.
+fn vae(args: InspectVaeArgs) -> Result<()> {
+    let name = args.image.display().to_string();
+    if !args.image.is_file() {
+        return Err(invalid(format!("--image {name}: no such file; check the path")));
+    }
+    let files = models::open_parts(&args.model, &[Part::Vae])?;
+    let config: VaeConfig = files.json("vae/config.json")?;
+    let decoded = std::fs::read(&args.image).map_err(Into::into).and_then(|bytes| decode(&bytes));
+    let decoded = decoded.with_context(|| name.clone())?;
+    for notice in decoded.notices {
+        report::warn(format!("{name}: {notice}"));
+    }
+    let (width, height) = decoded.image.dimensions();
+    let multiple = config.downscale() as u32;
+    if width % multiple != 0 || height % multiple != 0 {
+        return Err(invalid(format!(
+            "--image {name}: {width}×{height}, but this model takes multiples of {multiple} pixels; crop or resize it"
+        )));
+    }
+    let (vae, _) = Vae::new(&config, parameters(&files, "vae", false)?)?;
+    let pixels = tensor_from_images(&[decoded.image], &Device::Cpu)?; // [1, 3, H, W]
+    let latents = vae.latents_from_images(&pixels)?;
+    let outputs = [("decoded".to_owned(), vae.decode(&latents)?), ("latents".to_owned(), latents)];
+    write_tensors(&args.outputs, &outputs.into(), &[])?;
+    Ok(report::result(args.outputs.display().to_string())?)
 }

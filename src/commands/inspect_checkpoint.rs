@@ -1,6 +1,8 @@
-//! `jedi inspect checkpoint`: the tensors of safetensors files, read from their headers alone.
+//! `jedi inspect checkpoint`: what a model folder holds, and the tensors of safetensors files, read from their headers
+//! alone.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::Read as _,
     path::{Path, PathBuf},
@@ -9,14 +11,30 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use safetensors::tensor::Metadata;
 
-use crate::{cli::InspectCheckpointArgs, invalid::invalid, report};
+use crate::{
+    cli::InspectCheckpointArgs,
+    invalid::invalid,
+    model::{Files, UnetConfig},
+    report,
+};
+
+/// Parts of a model folder that have weights.
+const PARTS: [&str; 3] = ["unet", "vae", "text_encoder"];
 
 pub fn run(args: InspectCheckpointArgs) -> Result<()> {
     let files = checkpoint_files(&args.path)?;
-    for file in &files {
-        let header = header_of_file(file).with_context(|| format!("{}", file.display()))?;
+    let headers = files
+        .iter()
+        .map(|file| header_of_file(file).with_context(|| file.display().to_string()))
+        .collect::<Result<Vec<_>>>()?;
+    if PARTS.iter().any(|part| args.path.join(part).join("config.json").is_file()) {
+        for line in describe_model(&args.path, &files, &headers)? {
+            report::result(line)?;
+        }
+    }
+    for (file, header) in files.iter().zip(&headers) {
         report::result(format!("{}", file.display()))?;
-        for line in describe(&header) {
+        for line in describe(header) {
             report::result(format!("  {line}"))?;
         }
     }
@@ -71,6 +89,42 @@ fn header_of_file(path: &Path) -> Result<Metadata> {
     let n_bytes = 8 + n_header_bytes + header.data_len() as u64;
     ensure!(n_bytes == n_file_bytes, "cut short or overlong: {n_file_bytes} bytes where its header tells of {n_bytes}");
     Ok(header)
+}
+
+/// Family, parameters and dtypes of each part, training so far.
+fn describe_model(folder: &Path, files: &[PathBuf], headers: &[Metadata]) -> Result<Vec<String>> {
+    let model = Files::Folder(folder.to_owned());
+    let mut lines = vec![format!("{}: model folder", folder.display())];
+    if model.contains("unet/config.json") {
+        let config: UnetConfig = model.json("unet/config.json")?;
+        let (inputs, c) = (config.in_channels, config.latent_channels());
+        lines.push(if config.is_joint() {
+            format!("  family: joint ({inputs} channels: noisy {c}, mask 1, reference {c})")
+        } else if inputs == c {
+            format!("  family: plain ({inputs} channels, as Stable Diffusion)")
+        } else {
+            format!("  family: unknown ({inputs} channels in, {c} out)")
+        });
+    }
+    for part in PARTS {
+        let own: Vec<&Metadata> =
+            files.iter().zip(headers).filter(|(file, _)| file.starts_with(folder.join(part))).map(|(_, h)| h).collect();
+        let tensors = || own.iter().flat_map(|header| header.tensors().into_values());
+        let n_values: usize = tensors().map(|info| info.shape.iter().product::<usize>()).sum();
+        let dtypes: BTreeSet<String> = tensors().map(|info| format!("{:?}", info.dtype)).collect();
+        lines.push(match own.is_empty() {
+            true => format!("  {part}: no weights"),
+            false => format!("  {part}: {n_values} parameters, {}", Vec::from_iter(dtypes).join(" and ")),
+        });
+    }
+    let steps = match model.contains("jedi.json") {
+        true => model.json::<serde_json::Value>("jedi.json")?["trained_steps"].as_u64(),
+        false => None,
+    };
+    lines.push(format!("  trained steps: {}", steps.map_or("not told".to_owned(), |steps| steps.to_string())));
+    let state = if model.contains("state/optimizer.safetensors") { "there, training can go on" } else { "none" };
+    lines.push(format!("  optimizer state: {state}"));
+    Ok(lines)
 }
 
 /// One line a tensor by name, then the file's metadata and the sum.

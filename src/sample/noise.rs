@@ -1,8 +1,12 @@
 //! The noise of a sampling run: drawn for each picture from its own seed, or given.
 
-use anyhow::{Result, ensure};
-use candle_core::{Device, Tensor};
+use std::path::Path;
 
+use anyhow::{Context as _, Result, ensure};
+use candle_core::{DType, Device, Tensor};
+
+use crate::invalid::invalid;
+use crate::model::files::read_safetensors;
 use crate::rng::Rng;
 
 /// Noise that other programs hand in (`jedi sample --noise`).
@@ -10,12 +14,29 @@ use crate::rng::Rng;
 pub struct GivenNoise {
     /// Start noise of the generated images, `[k, c, h, w]`.
     pub target: Tensor,
-    /// Noise of the replacement trick, `[steps, n, c, h, w]`; not needed without references.
+    /// Noise of the replacement trick, `[steps, n, c, h, w]`, the same for every set; not needed without references.
     pub reference: Option<Tensor>,
 }
 
 impl GivenNoise {
-    /// Checks the shapes against a run of `targets` images of `latent` (c, h, w) with `references` over `steps`.
+    /// Reads `target` and, where it is there, `reference` of a safetensors file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let name = path.display();
+        if !path.is_file() {
+            return Err(invalid(format!("--noise {name}: no such file; check the path")));
+        }
+        let mut tensors = read_safetensors(path)?;
+        let mut take = |key| tensors.remove(key).map(|tensor| tensor.to_dtype(DType::F32)).transpose();
+        let target = take("target")?.with_context(|| format!("{name}: tensor target is missing"))?;
+        Ok(Self { target, reference: take("reference")? })
+    }
+
+    /// The noise of `count` targets from number `first` on.
+    pub fn of_targets(&self, first: usize, count: usize) -> Result<Self> {
+        Ok(Self { target: self.target.narrow(0, first, count)?, reference: self.reference.clone() })
+    }
+
+    /// Checks the shapes against a run of `targets` images (of all sets) of `latent` (c, h, w) with `references` over `steps`.
     pub fn validate(
         &self,
         targets: usize,
@@ -25,14 +46,16 @@ impl GivenNoise {
     ) -> Result<()> {
         let (c, h, w) = latent;
         let found = self.target.dims();
-        ensure!(found == [targets, c, h, w], "--noise: target is {found:?}, this run needs {:?}", [targets, c, h, w]);
+        ensure!(
+            found == [targets, c, h, w],
+            "--noise: tensor target is {found:?}, this run needs {:?}",
+            [targets, c, h, w]
+        );
         if references > 0 {
             let expected = [steps, references, c, h, w];
-            let found = self.reference.as_ref().map(|noise| noise.dims().to_vec());
-            ensure!(
-                found.as_deref() == Some(&expected[..]),
-                "--noise: reference is {found:?}, this run needs {expected:?}"
-            );
+            let reference = self.reference.as_ref();
+            let found = reference.with_context(|| format!("--noise: tensor reference {expected:?} is missing"))?.dims();
+            ensure!(found == expected, "--noise: tensor reference is {found:?}, this run needs {expected:?}");
         }
         Ok(())
     }
@@ -63,7 +86,7 @@ pub struct BatchNoise<'a> {
     /// References a set.
     pub references: usize,
     pub latent: (usize, usize, usize),
-    /// Given noise is for one set.
+    /// Holds the targets of all sets of the batch.
     pub given: Option<&'a GivenNoise>,
 }
 
@@ -74,13 +97,15 @@ impl BatchNoise<'_> {
         let (c, h, w) = self.latent;
         let nothing = Tensor::zeros((c, h, w), candle_core::DType::F32, &Device::Cpu)?;
         let mut all = Vec::new();
+        let mut target = 0;
         for seeds in self.seeds {
             all.extend(std::iter::repeat_n(nothing.clone(), self.references));
-            for (target, &seed) in seeds.iter().enumerate() {
+            for &seed in *seeds {
                 all.push(match self.given {
                     Some(given) => given.target.get(target)?,
                     None => target_noise(seed, self.latent)?,
                 });
+                target += 1;
             }
         }
         Ok(Tensor::stack(&all, 0)?.to_device(device)?)

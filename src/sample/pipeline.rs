@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Tensor};
 use image::RgbImage;
 
@@ -10,6 +10,7 @@ use super::noise::{BatchNoise, GivenNoise};
 use crate::data::{images_from_tensor, tensor_from_images};
 use crate::device::Runtime;
 use crate::diffusion::{Branch, Guidance, NoiseSchedule, Sampler, ScheduleConfig};
+use crate::invalid::invalid;
 use crate::model::params::Params;
 use crate::model::{Files, JointUnet, TextConfig, TextEncoder, Tokenizer, UnetConfig, Vae, VaeConfig};
 use crate::shape::SetShape;
@@ -42,7 +43,7 @@ pub struct Reference {
 pub struct SetRequest {
     pub references: Vec<Reference>,
     pub prompts: Vec<String>,
-    /// One a prompt: a picture depends on its own seed, not on its batch.
+    /// One a prompt: a picture depends on its own seed, not on its batch (but for the rounding of large sums).
     pub seeds: Vec<u64>,
 }
 
@@ -83,6 +84,15 @@ impl Pipeline {
             unet_config.in_channels,
             2 * c + 1
         );
+        ensure!(
+            vae_config.latent_channels == c && text_config.hidden_size == unet_config.cross_attention_dim,
+            "{}: the parts do not fit: the VAE's latents have {} channels and the U-Net's {c}, the text encoder is {} wide \
+             and the U-Net expects {}",
+            files.describe("unet/config.json"),
+            vae_config.latent_channels,
+            text_config.hidden_size,
+            unet_config.cross_attention_dim
+        );
         Ok(Self {
             unet: if is_coupled { unet } else { unet.uncoupled() },
             vae: Vae::new(&vae_config, params("vae")?)?.0,
@@ -113,37 +123,63 @@ impl Pipeline {
         self.unet.config().is_joint()
     }
 
-    /// Paints sets of one shape. `on_step` hears of every step done, out of [`Pipeline::steps_of`].
+    /// Latents of a picture of `size` pixels: c, h, w.
+    pub fn latent_shape(&self, size: usize) -> (usize, usize, usize) {
+        let side = size / self.vae.config().downscale();
+        (self.unet.config().latent_channels(), side, side)
+    }
+
+    /// Refuses a side that the networks cannot halve as often as they must.
+    pub fn check_size(&self, size: usize) -> Result<()> {
+        let multiple = self.size_multiple();
+        if size > 0 && size.is_multiple_of(multiple) {
+            return Ok(());
+        }
+        let near = (size / multiple).max(1) * multiple;
+        Err(invalid(format!("--size {size}: this model takes multiples of {multiple} pixels, such as {near}")))
+    }
+
+    /// Paints sets of one shape. `on_step` hears of every step done, out of [`Pipeline::steps_of`]; its error ends the
+    /// painting. `given` holds the noise of all targets of all requests, in their order.
     pub fn paint(
         &self,
         requests: &[SetRequest],
         settings: &SampleSettings,
         given: Option<&GivenNoise>,
-        on_step: &mut dyn FnMut(),
+        on_step: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Painted> {
-        let multiple = self.size_multiple();
         let size = settings.size;
-        ensure!(size.is_multiple_of(multiple) && size > 0, "--size {size}: must be a multiple of {multiple} pixels");
+        self.check_size(size)?;
+        let first = requests.first().context("nothing to paint: no set was asked for")?;
+        let (n_references, n_targets) = (first.references.len(), first.prompts.len());
+        if let Some(given) = given {
+            let targets = requests.len() * n_targets;
+            given.validate(targets, n_references, settings.steps, self.latent_shape(size))?;
+        }
         let mut latents = Vec::new();
-        for batch in requests.chunks(self.sets_a_batch(requests, settings)) {
-            latents.push(self.paint_batch(batch, settings, given, on_step)?);
+        let mut painted = 0;
+        for batch in requests.chunks(self.sets_at_once(requests, settings)) {
+            let own = given.map(|given| given.of_targets(painted, batch.len() * n_targets)).transpose()?;
+            latents.push(self.paint_batch(batch, settings, own.as_ref(), on_step)?);
+            painted += batch.len() * n_targets;
         }
         let latents = Tensor::cat(&latents, 0)?; // [k, c, h, w]
         let mut images = Vec::new();
         let at_once = (64 * 64 * 64 / (size * size)).max(1);
         for first in (0..latents.dim(0)?).step_by(at_once) {
             let some = latents.narrow(0, first, at_once.min(latents.dim(0)? - first))?;
-            images.extend(images_from_tensor(&self.vae.decode(&some.contiguous()?)?)?);
+            images.extend(images_from_tensor(&self.vae.decode(&some.contiguous()?.to_dtype(self.runtime.dtype)?)?)?);
         }
         Ok(Painted { images, latents })
     }
 
     /// Steps that [`Pipeline::paint`] will report.
     pub fn steps_of(&self, requests: &[SetRequest], settings: &SampleSettings) -> usize {
-        requests.len().div_ceil(self.sets_a_batch(requests, settings)) * settings.steps
+        requests.len().div_ceil(self.sets_at_once(requests, settings)) * settings.steps
     }
 
-    fn sets_a_batch(&self, requests: &[SetRequest], settings: &SampleSettings) -> usize {
+    /// How many of the sets go through the network together.
+    pub fn sets_at_once(&self, requests: &[SetRequest], settings: &SampleSettings) -> usize {
         let images = requests.first().map_or(1, |set| set.references.len() + set.prompts.len());
         let side = settings.size / self.vae.config().downscale();
         (LATENT_PIXELS_A_BATCH / (images * settings.guidance.branches().len() * side * side).max(1)).max(1)
@@ -155,7 +191,7 @@ impl Pipeline {
         sets: &[SetRequest],
         settings: &SampleSettings,
         given: Option<&GivenNoise>,
-        on_step: &mut dyn FnMut(),
+        on_step: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Tensor> {
         let (device, dtype) = (&self.runtime.device, self.runtime.dtype);
         let (n_references, n_targets) = (sets[0].references.len(), sets[0].prompts.len());
@@ -166,12 +202,7 @@ impl Pipeline {
             "sets of one batch must have one shape"
         );
         let shape = SetShape::new(sets.len(), n_references + n_targets);
-        let side = settings.size / self.vae.config().downscale();
-        let latent = (self.unet.config().latent_channels(), side, side);
-        if let Some(given) = given {
-            ensure!(sets.len() == 1, "--noise: works with one set at a time; give one --prompt or --joint");
-            given.validate(n_targets, n_references, settings.steps, latent)?;
-        }
+        let latent = self.latent_shape(settings.size);
         let seeds: Vec<&[u64]> = sets.iter().map(|set| set.seeds.as_slice()).collect();
         let noise = BatchNoise { seeds: &seeds, references: n_references, latent, given };
 
@@ -185,18 +216,27 @@ impl Pipeline {
             }
             let predictions = self.predict(&x.to_dtype(dtype)?, timestep, &conditions, shape)?;
             x = walk.step(step, &x, &settings.guidance.combine(&predictions)?.to_dtype(DType::F32)?)?;
-            on_step();
+            on_step()?;
         }
         targets_of(&x, shape, n_references)
     }
 
     /// Clean latents of the references, `[b·references, c, h, w]`; None without references.
     fn known(&self, sets: &[SetRequest], shape: SetShape, (c, h, w): (usize, usize, usize)) -> Result<Option<Tensor>> {
-        let images: Vec<RgbImage> =
-            sets.iter().flat_map(|set| set.references.iter().map(|reference| reference.image.clone())).collect();
+        // The sets of a run mostly share their references; each picture is encoded once.
+        let mut images: Vec<RgbImage> = Vec::new();
+        let mut picks = Vec::new();
+        for reference in sets.iter().flat_map(|set| &set.references) {
+            let known = images.iter().position(|image| *image == reference.image);
+            picks.push(known.unwrap_or(images.len()) as u32);
+            if known.is_none() {
+                images.push(reference.image.clone());
+            }
+        }
         if images.is_empty() {
             return Ok(None);
         }
+        let n_picks = picks.len();
         let pixels = tensor_from_images(&images, &self.runtime.device)?.to_dtype(self.runtime.dtype)?;
         let latents = self.vae.latents_from_images(&pixels)?.to_dtype(DType::F32)?;
         let expected = (images.len(), c, h, w);
@@ -206,7 +246,8 @@ impl Pipeline {
             latents.dims(),
             shape.images
         );
-        Ok(Some(latents))
+        let picks = Tensor::from_vec(picks, n_picks, &self.runtime.device)?;
+        Ok(Some(latents.index_select(&picks, 0)?)) // [b·references, c, h, w]
     }
 
     /// The replacement trick (§3.3): at every step the known images are their clean latents with fresh noise.

@@ -1,0 +1,193 @@
+//! Where the pictures of a run go: names that replace nothing, the settings inside and beside each picture, the grid.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use image::{RgbImage, imageops};
+use serde_json::Value;
+
+use crate::invalid::invalid;
+use crate::whole_file::{temporary_name, write_whole};
+
+/// Keyword of the PNG text chunk that holds a picture's settings.
+pub const SETTINGS_KEYWORD: &str = "jedi";
+
+/// White pixels between the pictures of a grid.
+const GRID_GAP: u32 = 4;
+
+/// A folder that pictures are added to, or the one picture's file.
+pub struct Gallery {
+    folder: PathBuf,
+    /// The path of a gallery of one picture.
+    only: Option<PathBuf>,
+    /// Number of the next picture of a folder.
+    next: usize,
+}
+
+impl Gallery {
+    /// Opens `out` for `n_pictures`: a `.png` path holds exactly one, anything else is a folder. Fails where no file can
+    /// be written, so that this is known before the work.
+    pub fn open(out: &Path, n_pictures: usize) -> Result<Self> {
+        let name = out.display();
+        let is_png = out.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("png"));
+        if is_png && !out.is_dir() {
+            if n_pictures != 1 {
+                return Err(invalid(format!("--out {name}: is one file for {n_pictures} pictures; name a folder")));
+            }
+            let folder = match out.parent() {
+                Some(folder) if folder != Path::new("") => folder.to_owned(),
+                _ => PathBuf::from("."),
+            };
+            check_writable(&folder).with_context(|| format!("--out {name}: cannot be written"))?;
+            return Ok(Self { folder, only: Some(out.to_owned()), next: 1 });
+        }
+        check_writable(out).with_context(|| format!("--out {name}: cannot be written"))?;
+        let next = last_number(out).with_context(|| format!("--out {name}: cannot be read"))? + 1;
+        Ok(Self { folder: out.to_owned(), only: None, next })
+    }
+
+    /// The file that the next picture would replace; None where nothing is lost.
+    pub fn replaces(&self) -> Option<&Path> {
+        self.only.as_deref().filter(|path| path.exists())
+    }
+
+    /// Writes a picture with its settings inside and beside it, each file whole.
+    pub fn add(&mut self, picture: &RgbImage, prompt: &str, seed: u64, settings: &Value) -> Result<PathBuf> {
+        let path = match &self.only {
+            Some(path) => path.clone(),
+            None => self.folder.join(format!("{:04}-{}-{seed}.png", self.next, slug(prompt))),
+        };
+        self.next += 1;
+        let mut sidecar = serde_json::to_vec_pretty(settings)?;
+        sidecar.push(b'\n');
+        write_whole(&path.with_extension("json"), &sidecar)?;
+        let bytes = png_bytes(picture, Some(settings)).with_context(|| path.display().to_string())?;
+        write_whole(&path, &bytes)?;
+        Ok(path)
+    }
+
+    /// Writes rows of pictures of one size as `grid.png`, or `grid-2.png` … where there is one already.
+    pub fn add_grid(&self, rows: &[Vec<&RgbImage>]) -> Result<PathBuf> {
+        let mut path = self.folder.join("grid.png");
+        let mut number = 2;
+        while path.exists() {
+            path = self.folder.join(format!("grid-{number}.png"));
+            number += 1;
+        }
+        write_whole(&path, &png_bytes(&grid(rows), None).with_context(|| path.display().to_string())?)?;
+        Ok(path)
+    }
+}
+
+/// Makes the folder and tries a file in it.
+fn check_writable(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    let probe = temporary_name(&folder.join("probe"));
+    File::create(&probe)?;
+    Ok(fs::remove_file(&probe)?)
+}
+
+/// Fails where a file of this path could not be written.
+pub fn check_file_writable(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    check_writable(folder).with_context(|| format!("{}: cannot be written", path.display()))
+}
+
+/// The largest number that a name in the folder begins with, as in `0012-a-robot-7.png`.
+fn last_number(folder: &Path) -> Result<usize> {
+    let mut last = 0;
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let number = name.split_once('-').filter(|(digits, _)| digits.len() >= 4).and_then(|(n, _)| n.parse().ok());
+        last = last.max(number.unwrap_or(0));
+    }
+    Ok(last)
+}
+
+/// A prompt as part of a file name: its first words, `picture` where there are none.
+fn slug(prompt: &str) -> String {
+    const MAX_CHARS: usize = 40;
+    let words = prompt.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    let mut slug = String::new();
+    for word in words {
+        let word: String = word.to_lowercase().chars().take(MAX_CHARS).collect();
+        if !slug.is_empty() && slug.chars().count() + 1 + word.chars().count() > MAX_CHARS {
+            break;
+        }
+        if !slug.is_empty() {
+            slug.push('-');
+        }
+        slug.push_str(&word);
+    }
+    if slug.is_empty() { "picture".into() } else { slug }
+}
+
+fn png_bytes(picture: &RgbImage, settings: Option<&Value>) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, picture.width(), picture.height());
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    if let Some(settings) = settings {
+        // iTXt, not tEXt: prompts are Unicode.
+        encoder.add_itxt_chunk(SETTINGS_KEYWORD.into(), settings.to_string())?;
+    }
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(picture.as_raw())?;
+    writer.finish()?;
+    Ok(bytes)
+}
+
+fn grid(rows: &[Vec<&RgbImage>]) -> RgbImage {
+    let side = rows.iter().flatten().map(|picture| picture.width()).max().unwrap_or(1);
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(1) as u32;
+    let length = |cells: u32| cells * (side + GRID_GAP) + GRID_GAP;
+    let mut grid = RgbImage::from_pixel(length(columns), length(rows.len() as u32), image::Rgb([255; 3]));
+    for (row, pictures) in (0..).zip(rows) {
+        for (column, picture) in (0..).zip(pictures) {
+            let at = |cell: u32| i64::from(cell * (side + GRID_GAP) + GRID_GAP);
+            imageops::replace(&mut grid, *picture, at(column), at(row));
+        }
+    }
+    grid
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_becomes_a_short_name() {
+        assert_eq!(slug("A robot, in the *snow*!"), "a-robot-in-the-snow");
+        assert_eq!(slug("../../etc/passwd"), "etc-passwd");
+        assert_eq!(slug("Ein Bär"), "ein-bär");
+        assert_eq!(slug(" … "), "picture");
+        assert!(slug(&"word ".repeat(99)).len() <= 40 && slug(&"x".repeat(999)).len() == 40);
+    }
+
+    #[test]
+    fn numbering_goes_on_behind_what_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["0007-a-1.png", "0012-b-1.json", "12-angry-men.png", "notes.txt"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        let mut gallery = Gallery::open(folder.path(), 2).unwrap();
+        let path = gallery.add(&RgbImage::new(8, 8), "a cat", 5, &Value::Null).unwrap();
+        assert_eq!(path.file_name().unwrap(), "0013-a-cat-5.png");
+        assert!(path.with_extension("json").is_file());
+    }
+
+    #[test]
+    fn a_grid_has_a_row_for_each_prompt_and_replaces_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let gallery = Gallery::open(folder.path(), 2).unwrap();
+        let (red, blue) = ([200, 0, 0], [0, 0, 200]);
+        let [a, b] = [red, blue].map(|colour| RgbImage::from_pixel(8, 8, image::Rgb(colour)));
+        let path = gallery.add_grid(&[vec![&a, &b], vec![&b]]).unwrap();
+        let grid = image::open(&path).unwrap().into_rgb8();
+        assert_eq!(grid.dimensions(), (2 * 8 + 3 * GRID_GAP, 2 * 8 + 3 * GRID_GAP));
+        let at = |x, y| grid.get_pixel(x, y).0;
+        assert_eq!([at(4, 4), at(16, 11), at(4, 16), at(16, 16)], [red, blue, blue, [255; 3]]);
+        assert_eq!(gallery.add_grid(&[vec![&a]]).unwrap().file_name().unwrap(), "grid-2.png");
+    }
+}
