@@ -4,15 +4,17 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
+use super::conditions::SetConditions;
 use super::objective::{Objective, Weights, component, frozen, merge};
 use super::settings::{JointConfig, TrainConfig};
 use crate::data::tensor_from_images;
 use crate::data::{Loader, LoaderSettings, SetSource};
 use crate::device::Runtime;
 use crate::diffusion::{NoiseSchedule, ScheduleConfig, mse};
+use crate::invalid::invalid;
 use crate::model::params::{NamedVars, Params};
 use crate::model::write::{copy_file, write_component, write_json, write_model_index};
 use crate::model::{Files, JointUnet, TextConfig, TextEncoder, Tokenizer, UnetConfig, Vae, VaeConfig};
@@ -85,7 +87,9 @@ impl JointObjective {
         merge(&mut vars, "unet", unet_vars);
         merge(&mut vars, "text_encoder", text_vars);
 
-        let vae_folder = config.model.vae.clone().context("model.vae: the joint objective needs a trained VAE")?;
+        let vae_folder = config.model.vae.clone();
+        let vae_folder =
+            vae_folder.ok_or_else(|| invalid("model.vae: missing; the joint objective needs a trained VAE"))?;
         let vae_files = Files::Folder(vae_folder);
         let vae_config: VaeConfig = vae_files.json("vae/config.json")?;
         let (tensors, origin) = vae_files.tensors("vae")?;
@@ -139,10 +143,8 @@ impl JointObjective {
         let mut timesteps = Vec::with_capacity(shape.sets);
         self.latents.fill(&plan.set_idxs)?;
         let empty = self.latents.tokenizer.encode("")?.tokens;
+        let train_steps = self.schedule.train_steps();
         for set_idx in plan.set_idxs {
-            timesteps.push(rng.below(self.schedule.train_steps()));
-            let drops_text = rng.chance(self.settings.set_text_dropout);
-            let drops_references = drops_text && rng.chance(0.5);
             let set = &self.latents.sets[&set_idx];
             ensure!(
                 set.latents.len() >= shape.images,
@@ -150,13 +152,16 @@ impl JointObjective {
                 set.latents.len(),
                 shape.images
             );
-            let mut order: Vec<usize> = (0..set.latents.len()).collect();
-            rng.shuffle(&mut order);
-            for &image in &order[..shape.images] {
-                clean.push(set.latents[image].clone());
-                masked.push(drops_references | rng.chance(self.settings.mask_probability));
-                let drops_caption = drops_text | rng.chance(self.settings.image_text_dropout);
-                tokens.push(if drops_caption { empty.clone() } else { set.tokens[image].clone() });
+            let conditions =
+                SetConditions::draw(&mut rng, &self.settings, train_steps, set.latents.len(), shape.images);
+            timesteps.push(conditions.timestep);
+            for image in conditions.images {
+                clean.push(set.latents[image.picture].clone());
+                masked.push(image.is_masked);
+                tokens.push(match image.is_caption_dropped {
+                    true => empty.clone(),
+                    false => set.tokens[image.picture].clone(),
+                });
             }
         }
         let clean = Tensor::stack(&clean, 0)?; // [b·n, c, h, w]

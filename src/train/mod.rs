@@ -6,6 +6,7 @@ pub mod settings;
 pub mod trainer;
 
 pub mod autoencoder;
+pub mod conditions;
 pub mod joint;
 pub mod objective;
 
