@@ -4,5 +4,7 @@
 mod harness;
 mod world;
 
+mod checkpoints;
 mod learning;
+mod refusals;
 mod resume;
