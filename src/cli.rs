@@ -28,6 +28,8 @@ pub enum Command {
     SynthData(SynthDataArgs),
     /// Measure how well a model keeps the subject and follows the prompt
     Eval(EvalArgs),
+    /// Write a model folder in another number format, without training state
+    Convert(ConvertArgs),
     /// Look inside a model or a file; lets other programs check the networks
     #[command(subcommand)]
     Inspect(InspectCommand),
@@ -191,6 +193,19 @@ pub struct EvalArgs {
     pub json: bool,
 }
 
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// Model folder, `hf:owner/name[@revision]`, or `toybox`: the small model inside this program
+    #[arg(long, value_name = "M")]
+    pub model: String,
+    /// Folder to write, new or empty
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Number format of the weights
+    #[arg(long, value_enum)]
+    pub dtype: WeightDtype,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum InspectCommand {
     /// Run the U-Net once on given tensors
@@ -281,6 +296,13 @@ pub enum Fit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Dtype {
     F32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WeightDtype {
+    F32,
+    F16,
+    Bf16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -1,9 +1,80 @@
 //! `jedi eval`: how well a model keeps the subject and follows the prompt.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
+use image::RgbImage;
 
-use crate::cli::EvalArgs;
+use super::{models, toybox_trials};
+use crate::cli::{EvalArgs, EvalRow, Protocol};
+use crate::device::Runtime;
+use crate::diffusion::{Guidance, Sampler};
+use crate::eval::{Judge, JudgeSettings, Report, oracle, run as run_trials, sheet, trials};
+use crate::report;
+use crate::sample::{Pipeline, SampleSettings};
 
-pub fn run(_args: EvalArgs) -> Result<()> {
-    bail!("not built yet")
+/// Variations of the pictures that the judge is fitted to come first, those of the oracle from here on, and the references
+/// take theirs from the trials' seeds, which lie far away.
+const ORACLE_VARIATION: u64 = 100;
+
+pub fn run(args: EvalArgs) -> Result<()> {
+    let Protocol::Toybox = args.protocol;
+    let files = models::open(&args.model)?;
+    let runtime = Runtime::open(args.device.name())?;
+    if let Some(out) = &args.out {
+        std::fs::create_dir_all(out).with_context(|| format!("--out {}: cannot be made", out.display()))?;
+    }
+    let coupled = Pipeline::load(&files, &runtime, true)?;
+    let settings = SampleSettings {
+        sampler: Sampler::Ddim,
+        steps: args.steps,
+        guidance: Guidance::Joint { scale: args.scale.unwrap_or(super::DEFAULT_SCALE) },
+        size: coupled.native_size(),
+    };
+
+    report::note("fitting the judge to real pictures of the 64 toys");
+    let judge_settings = JudgeSettings { seed: args.seed, ..JudgeSettings::default() };
+    let world = toybox_trials::world();
+    let draw = |label, variation| toybox_trials::picture(label, variation, settings.size as u32);
+    let judge = Judge::fit(&world, &world.draw_all(0..judge_settings.variations, &draw), &judge_settings)?;
+    let real = world.draw_all(ORACLE_VARIATION..ORACLE_VARIATION + 1, &draw);
+    let oracle_rows = oracle(&judge, &real, args.seed)?;
+
+    let mut trials = trials(&world, 1, args.seed)?;
+    trials.retain(|trial| trial.toy < args.toys);
+    let references: Vec<RgbImage> =
+        trials.iter().map(|trial| toybox_trials::reference(trial, settings.size)).collect();
+    let conditions = match args.only.as_slice() {
+        [] => &[EvalRow::Coupled, EvalRow::Uncoupled, EvalRow::NoReference],
+        only => only,
+    };
+    let (mut rows, mut columns) = (Vec::new(), vec![references]);
+    for condition in conditions {
+        let (name, has_references) = match condition {
+            EvalRow::Coupled => ("one reference", true),
+            EvalRow::Uncoupled => ("one reference, --uncoupled", true),
+            EvalRow::NoReference => ("no reference", false),
+        };
+        let uncoupled = match condition {
+            EvalRow::Uncoupled => Some(Pipeline::load(&files, &runtime, false)?),
+            _ => None,
+        };
+        let pipeline = uncoupled.as_ref().unwrap_or(&coupled);
+        let bar = report::progress(settings.steps as u64, name);
+        let outcome = run_trials(name, &trials, &judge, &mut |trials| {
+            toybox_trials::paint(pipeline, trials, &settings, has_references, &mut || bar.inc(1))
+        })?;
+        bar.finish_and_clear();
+        rows.push(outcome.row);
+        columns.push(outcome.images);
+    }
+
+    let result = Report::new(&world, judge_settings, oracle_rows, rows);
+    let json = serde_json::to_string_pretty(&result)?;
+    if let Some(out) = &args.out {
+        let groups: Vec<Vec<&RgbImage>> =
+            (0..trials.len()).map(|trial| columns.iter().map(|column| &column[trial]).collect()).collect();
+        sheet(&groups, 4)?.save(out.join("sheet.png")).with_context(|| out.display().to_string())?;
+        crate::whole_file::write_whole(&out.join("report.json"), json.as_bytes())?;
+        report::note(format!("wrote report.json and sheet.png in {}", out.display()));
+    }
+    Ok(report::result(if args.json { json } else { result.to_string() })?)
 }

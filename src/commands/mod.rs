@@ -1,10 +1,14 @@
 //! One file a verb: arguments and files become settings, the library does the work, `report` prints.
 
+mod convert;
 mod eval;
 mod inspect;
 mod inspect_checkpoint;
+mod models;
+mod preview;
 mod sample;
 mod synth_data;
+mod toybox_trials;
 mod train;
 
 use std::{io, process::ExitCode};
@@ -20,6 +24,7 @@ use crate::{
 
 /// Runs the program; the exit code is 0 done, 1 failed, 2 wrong usage or config.
 pub fn run() -> ExitCode {
+    ops::calm_candle_threads();
     ops::keep_freed_memory();
     match Cli::try_parse() {
         Ok(cli) => exit_code(dispatch(cli.command)),
@@ -37,9 +42,13 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Train(args) => train::run(args),
         Command::SynthData(args) => synth_data::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Inspect(command) => inspect::run(command),
     }
 }
+
+/// Guidance scale where neither the user nor the model says another.
+const DEFAULT_SCALE: f64 = 3.0;
 
 const DONE: u8 = 0;
 const FAILED: u8 = 1;

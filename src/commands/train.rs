@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 
+use super::preview;
 use crate::cli::TrainArgs;
 use crate::data::{DatasetSource, Layout, SetSource};
 use crate::device::Runtime;
@@ -34,9 +35,9 @@ pub fn run(args: TrainArgs) -> Result<()> {
         &out,
         Hooks {
             on_step: &mut |step| progress.show(step),
-            on_checkpoint: &mut |_, folder| {
+            on_checkpoint: &mut |steps, folder| {
                 report::note(format!("saved {}", folder.display()));
-                Ok(())
+                preview::write(settings.objective, &out, steps, folder, &runtime)
             },
             is_interrupted: &|| interrupt.requested(),
         },

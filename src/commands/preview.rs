@@ -1,0 +1,65 @@
+//! The picture sheet that `train` leaves at every checkpoint: held-out toys, never seen in training.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use candle_core::DType;
+use image::RgbImage;
+
+use super::toybox_trials;
+use crate::data::{SetSource, images_from_tensor, tensor_from_images};
+use crate::device::Runtime;
+use crate::diffusion::{Guidance, Sampler};
+use crate::eval::{sheet, trials};
+use crate::model::params::Params;
+use crate::model::{Files, Vae, VaeConfig};
+use crate::sample::{Pipeline, SampleSettings};
+use crate::synth::toybox::HeldOutToys;
+use crate::train::ObjectiveKind;
+
+/// Toys shown.
+const TOYS: usize = 24;
+/// Denoising steps of a preview.
+const STEPS: usize = 20;
+
+/// Writes `samples/step-N.png`: pairs of reference and result, or of picture and reconstruction.
+pub fn write(objective: ObjectiveKind, run: &Path, steps: u64, model: &Path, runtime: &Runtime) -> Result<()> {
+    let files = Files::Folder(model.to_path_buf());
+    let pairs = match objective {
+        ObjectiveKind::Autoencoder => reconstructions(&files, runtime)?,
+        ObjectiveKind::Joint => pictures(&files, runtime)?,
+    };
+    let groups: Vec<Vec<&RgbImage>> = pairs.iter().map(|(left, right)| vec![left, right]).collect();
+    let path = run.join("samples").join(format!("step-{steps}.png"));
+    let folder = run.join("samples");
+    std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    sheet(&groups, 6)?.save(&path).with_context(|| path.display().to_string())
+}
+
+fn pictures(files: &Files, runtime: &Runtime) -> Result<Vec<(RgbImage, RgbImage)>> {
+    let pipeline = Pipeline::load(files, runtime, true)?;
+    let settings = SampleSettings {
+        sampler: Sampler::Ddim,
+        steps: STEPS,
+        guidance: Guidance::Joint { scale: super::DEFAULT_SCALE },
+        size: pipeline.native_size(),
+    };
+    let mut trials = trials(&toybox_trials::world(), 1, 0)?;
+    trials.truncate(TOYS);
+    let images = toybox_trials::paint(&pipeline, &trials, &settings, true, &mut || {})?;
+    Ok(trials.iter().map(|trial| toybox_trials::reference(trial, settings.size)).zip(images).collect())
+}
+
+fn reconstructions(files: &Files, runtime: &Runtime) -> Result<Vec<(RgbImage, RgbImage)>> {
+    let config: VaeConfig = files.json("vae/config.json")?;
+    let (tensors, origin) = files.tensors("vae")?;
+    let (vae, _) = Vae::new(&config, Params::checkpoint(tensors, origin, &runtime.device, DType::F32, false))?;
+    let source = HeldOutToys { images: 1, size: config.sample_size.unwrap_or(64) as u32 };
+    let mut originals = Vec::new();
+    for set_idx in 0..TOYS {
+        originals.extend(source.read(set_idx)?.images);
+    }
+    let latents = vae.latents_from_images(&tensor_from_images(&originals, &runtime.device)?)?;
+    let decoded = images_from_tensor(&vae.decode(&latents)?)?;
+    Ok(originals.into_iter().zip(decoded).collect())
+}
