@@ -42,8 +42,22 @@ impl Conv {
         Self::new(params, (inputs, outputs), kernel, Conv2d::same(kernel))
     }
 
-    pub fn new(params: &Params, (inputs, outputs): (usize, usize), kernel: usize, geometry: Conv2d) -> Result<Self> {
-        let init = Init::FanIn(inputs * kernel * kernel);
+    pub fn new(params: &Params, channels: (usize, usize), kernel: usize, geometry: Conv2d) -> Result<Self> {
+        Self::drawn(params, channels, kernel, geometry, Init::FanIn(channels.0 * kernel * kernel))
+    }
+
+    /// The 3×3 convolution that ends a residual branch.
+    pub fn residual(params: &Params, channels: usize) -> Result<Self> {
+        Self::drawn(params, (channels, channels), 3, Conv2d::same(3), Init::Residual(9 * channels))
+    }
+
+    fn drawn(
+        params: &Params,
+        (inputs, outputs): (usize, usize),
+        kernel: usize,
+        geometry: Conv2d,
+        init: Init,
+    ) -> Result<Self> {
         Ok(Self {
             weight: params.get("weight", &[outputs, inputs, kernel, kernel], init)?,
             bias: params.get("bias", &[outputs], init)?,

@@ -18,6 +18,9 @@ pub enum Init {
     Ones,
     /// Uniform in ±1/√fan_in: PyTorch's default for linear and convolution layers, weights and biases.
     FanIn(usize),
+    /// A hundredth of `FanIn`: the last layer of a residual branch, so that a fresh network starts as its shortcuts and signals
+    /// pass from the first step on (not zero, so that every parameter learns from the first step on too).
+    Residual(usize),
     /// Normal with this standard deviation (embeddings).
     Normal(f64),
 }
@@ -134,8 +137,9 @@ fn draw(seed: u64, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
         Init::Zeros => Tensor::zeros(shape, DType::F32, &cpu)?,
         Init::Ones => Tensor::ones(shape, DType::F32, &cpu)?,
         Init::Normal(deviation) => (Rng::new(seed, name, 0).normal_tensor(shape)? * deviation)?,
-        Init::FanIn(fan_in) => {
-            let bound = 1.0 / (fan_in.max(1) as f64).sqrt();
+        Init::FanIn(fan_in) | Init::Residual(fan_in) => {
+            let share = if matches!(init, Init::Residual(_)) { 0.01 } else { 1.0 };
+            let bound = share / (fan_in.max(1) as f64).sqrt();
             let mut rng = Rng::new(seed, name, 0);
             let count = shape.iter().product();
             let values: Vec<f32> = (0..count).map(|_| rng.between(-bound, bound) as f32).collect();

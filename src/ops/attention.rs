@@ -8,7 +8,7 @@ use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 use super::graft::{for_float, graft, graft_tensor, on_cpu, tensor, with_values};
 use super::parallel;
-use super::real::{Matrix, Output, Real, Threads, matmul, vectorised};
+use super::real::{Matrix, Output, Real, matmul, vectorised};
 
 /// Which keys a query sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +90,7 @@ impl Attention {
         let (a, b) = (self.head(q, self.l, at, first), self.head(k, self.s, at, 0).transposed());
         let target = (Matrix::rows_mut(scores, self.s), Output::Replace);
         // SAFETY: `head` starts inside q and k with rows, s rows of d values behind it; scores holds rows·s.
-        unsafe { matmul((rows, self.s, self.d), self.scale(), a, b, target, Threads::One) }
+        unsafe { matmul((rows, self.s, self.d), self.scale(), a, b, target) }
         if self.mask == Mask::Causal {
             for (row, scores) in scores.chunks_exact_mut(self.s).enumerate() {
                 scores[first + row + 1..].fill(T::of(f64::NEG_INFINITY));
@@ -121,7 +121,7 @@ fn forward<T: Real>(q: &[T], k: &[T], v: &[T], shape: Attention) -> (Vec<T>, Vec
             let (p, v) = (Matrix::rows(scores, s), shape.head(v, s, (set, head), 0));
             let target = (shape.head_at(&out_at, l, (set, head), first), Output::Replace);
             // SAFETY: rows × d of this item's head in out are written by this thread alone.
-            unsafe { matmul((rows, d, s), T::ONE, p, v, target, Threads::One) }
+            unsafe { matmul((rows, d, s), T::ONE, p, v, target) }
         }
     });
     (out, denominators)
@@ -197,7 +197,7 @@ fn backward<T: Real>([q, k, v, o, dy]: [&[T]; 5], denominators: &[T], shape: Att
                 let (dy_tile, v_head) = (shape.head(dy, l, at, first), shape.head(v, s, at, 0));
                 let target = (Matrix::rows_mut(ds, s), Output::Replace);
                 // SAFETY: heads start inside dy and v with rows, s rows behind them; ds holds rows·s.
-                unsafe { matmul((rows, s, d), T::ONE, dy_tile, v_head.transposed(), target, Threads::One) }
+                unsafe { matmul((rows, s, d), T::ONE, dy_tile, v_head.transposed(), target) }
                 for row in 0..rows {
                     let query = (at.0 * l + first + row) * shape.width() + at.1 * d;
                     let dot = o[query..][..d].iter().zip(&dy[query..][..d]).map(|(o, dy)| *o * *dy).sum();
@@ -211,11 +211,11 @@ fn backward<T: Real>([q, k, v, o, dy]: [&[T]; 5], denominators: &[T], shape: Att
                 // SAFETY: this head's rows of dq, dk, dv are written by this thread alone; sizes as above.
                 unsafe {
                     let dq = (shape.head_at(&dq_at, l, at, first), Output::Replace);
-                    matmul((rows, d, s), scale, ds, k_head, dq, Threads::One);
+                    matmul((rows, d, s), scale, ds, k_head, dq);
                     let dk = (shape.head_at(&dk_at, s, at, 0), Output::Add);
-                    matmul((s, d, rows), scale, ds.transposed(), q_tile, dk, Threads::One);
+                    matmul((s, d, rows), scale, ds.transposed(), q_tile, dk);
                     let dv = (shape.head_at(&dv_at, s, at, 0), Output::Add);
-                    matmul((s, d, rows), T::ONE, p.transposed(), dy_tile, dv, Threads::One);
+                    matmul((s, d, rows), T::ONE, p.transposed(), dy_tile, dv);
                 }
             }
         }

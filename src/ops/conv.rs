@@ -9,7 +9,7 @@ use candle_core::{Result, Tensor, bail};
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
 use super::linear::{column_sums, linear, sum_of};
 use super::parallel;
-use super::real::{Matrix, Output, Real, Threads, matmul};
+use super::real::{Matrix, Output, Real, matmul};
 
 /// Stride and zero padding of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,7 +190,7 @@ fn forward<T: Real>(x: &[T], pack: &[T], bias: Option<&[T]>, geometry: Geometry)
             let mode = if bias.is_some() { Output::Add } else { Output::Replace };
             let (a, b) = (Matrix::rows(tile, patch), Matrix::rows(pack, out));
             // SAFETY: tile is rows·patch, pack patch·out, y rows·out, each a slice of its own.
-            unsafe { matmul((rows, out, patch), T::ONE, a, b, (Matrix::rows_mut(y, out), mode), Threads::One) }
+            unsafe { matmul((rows, out, patch), T::ONE, a, b, (Matrix::rows_mut(y, out), mode)) }
         }
     });
     y
@@ -249,7 +249,7 @@ fn input_gradient<T: Real>(dy: &[T], weight: &[T], geometry: Geometry) -> Vec<T>
             let (a, b) = (Matrix::rows(&dy[first * out..], out), Matrix::rows(&pack, out).transposed());
             let target = (Matrix::rows_mut(&mut tile, patch), Output::Replace);
             // SAFETY: dy has rows·out values from `first` on, pack patch·out, tile at least rows·patch.
-            unsafe { matmul((rows, patch, out), T::ONE, a, b, target, Threads::One) }
+            unsafe { matmul((rows, patch, out), T::ONE, a, b, target) }
             for (row, patch) in tile.chunks_exact(patch).take(rows).enumerate() {
                 geometry.for_taps(first + row, |tap, pixel| {
                     let Some(pixel) = pixel else { return };
@@ -276,7 +276,7 @@ fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T> {
             let (a, b) = (Matrix::rows(&tile, patch).transposed(), Matrix::rows(&dy[first * out..], out));
             let target = (Matrix::rows_mut(&mut sum, out), Output::Add);
             // SAFETY: tile holds rows·patch values, dy rows·out from `first` on, sum patch·out.
-            unsafe { matmul((patch, out, rows), T::ONE, a, b, target, Threads::One) }
+            unsafe { matmul((patch, out, rows), T::ONE, a, b, target) }
             first += rows;
         }
         sum

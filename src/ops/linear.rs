@@ -4,7 +4,10 @@ use candle_core::{Result, Tensor, bail};
 
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
 use super::parallel;
-use super::real::{Matrix, Output, Real, Threads, matmul, vectorised};
+use super::real::{Matrix, Output, Real, matmul, vectorised};
+
+/// Rows of a product that a thread takes at least.
+const GRAIN: usize = 16;
 
 /// `x·weightᵀ + bias`.
 ///
@@ -47,17 +50,11 @@ fn forward<T: Real>(x: &[T], w: &[T], bias: Option<&[T]>, inputs: usize, outputs
         None => vec![T::ZERO; rows * outputs],
     };
     let mode = if bias.is_some() { Output::Add } else { Output::Replace };
-    // SAFETY: the slices hold m·in, out·in and m·out values; y is ours alone.
-    unsafe {
-        matmul(
-            (rows, outputs, inputs),
-            T::ONE,
-            Matrix::rows(x, inputs),
-            Matrix::rows(w, inputs).transposed(),
-            (Matrix::rows_mut(&mut y, outputs), mode),
-            Threads::All,
-        );
-    }
+    parallel::for_rows(&mut y, outputs, GRAIN, |range, y| {
+        let (a, b) = (Matrix::rows(&x[range.start * inputs..], inputs), Matrix::rows(w, inputs).transposed());
+        // SAFETY: x has these rows of `inputs` values, w out·in values; y is this part's own rows.
+        unsafe { matmul((range.len(), outputs, inputs), T::ONE, a, b, (Matrix::rows_mut(y, outputs), mode)) }
+    });
     y
 }
 
@@ -70,10 +67,12 @@ fn backward<T: Real>(inputs: &[&Tensor], _: &Tensor, gradient: &Tensor) -> Resul
         let dx = if x.track_op() {
             let mut dx = vec![T::ZERO; rows * width];
             with_values::<T, _>(weight, |w| {
-                let (a, b) = (Matrix::rows(dy, out), Matrix::rows(w, width));
-                let target = (Matrix::rows_mut(&mut dx, width), Output::Replace);
-                // SAFETY: the slices hold m·out, out·in and m·in values; dx is ours alone.
-                unsafe { matmul((rows, width, out), T::ONE, a, b, target, Threads::All) }
+                parallel::for_rows(&mut dx, width, GRAIN, |range, dx| {
+                    let (a, b) = (Matrix::rows(&dy[range.start * out..], out), Matrix::rows(w, width));
+                    let target = (Matrix::rows_mut(dx, width), Output::Replace);
+                    // SAFETY: dy has these rows of `out` values, w out·in values; dx is this part's own rows.
+                    unsafe { matmul((range.len(), width, out), T::ONE, a, b, target) }
+                })
             })?;
             Some(tensor(dx, x.shape()))
         } else {
@@ -82,10 +81,13 @@ fn backward<T: Real>(inputs: &[&Tensor], _: &Tensor, gradient: &Tensor) -> Resul
         let dw = if weight.track_op() {
             let mut dw = vec![T::ZERO; out * width];
             with_values::<T, _>(x, |x| {
-                let (a, b) = (Matrix::rows(dy, out).transposed(), Matrix::rows(x, width));
-                let target = (Matrix::rows_mut(&mut dw, width), Output::Replace);
-                // SAFETY: the slices hold m·out, m·in and out·in values; dw is ours alone.
-                unsafe { matmul((out, width, rows), T::ONE, a, b, target, Threads::All) }
+                parallel::for_rows(&mut dw, width, GRAIN, |range, dw| {
+                    let columns = Matrix { start: &raw const dy[range.start], row_stride: out, column_stride: 1 };
+                    let target = (Matrix::rows_mut(dw, width), Output::Replace);
+                    let (a, b) = (columns.transposed(), Matrix::rows(x, width));
+                    // SAFETY: the columns lie inside dy's rows of `out` values, x is m·in; dw is this part's own rows.
+                    unsafe { matmul((range.len(), width, rows), T::ONE, a, b, target) }
+                })
             })?;
             Some(tensor(dw, weight.shape()))
         } else {

@@ -76,6 +76,14 @@ impl Plane {
     fn len(self) -> usize {
         self.positions * self.c
     }
+    /// Values that the loops take at a time: several positions side by side where channels are few, so that vectors fill.
+    fn row(self) -> usize {
+        let mut row = self.c;
+        while 2 * row <= 256 && self.len().is_multiple_of(2 * row) {
+            row *= 2;
+        }
+        row
+    }
     /// Planes that a thread takes at least.
     fn grain(self) -> usize {
         4096 / self.len() + 1
@@ -103,38 +111,62 @@ fn norm(name: &'static str, [x, weight, bias]: [&Tensor; 3], plane: Plane, activ
     })
 }
 
-/// Sums `values` (of each channel) over the channels of each group and spreads the result back over them.
+/// Adds up the positions that lie side by side in a row; the sums of the c channels come first.
 #[inline(always)]
-fn pool_groups<T: Real>(values: &mut [T], groups: usize, scale: T) {
-    let size = values.len() / groups;
-    for group in values.chunks_exact_mut(size) {
+fn fold<T: Real>(values: &mut [T], c: usize) {
+    let (sums, rest) = values.split_at_mut(c);
+    for other in rest.chunks_exact(c) {
+        for i in 0..c {
+            sums[i] += other[i];
+        }
+    }
+}
+
+/// Repeats the first c values over the row.
+#[inline(always)]
+fn spread<T: Real>(values: &mut [T], c: usize) {
+    let (first, rest) = values.split_at_mut(c);
+    rest.chunks_exact_mut(c).for_each(|other| other.copy_from_slice(first));
+}
+
+fn repeated<T: Real>(values: &[T], row: usize) -> Vec<T> {
+    values.iter().copied().cycle().take(row).collect()
+}
+
+/// Sums a row's `values` over the channels of each group and spreads the result, scaled, back over them.
+#[inline(always)]
+fn pool_groups<T: Real>(values: &mut [T], plane: Plane, scale: T) {
+    fold(values, plane.c);
+    for group in values[..plane.c].chunks_exact_mut(plane.c / plane.groups) {
         let mut sum = T::ZERO;
         for v in group.iter() {
             sum += *v;
         }
         group.fill(sum * scale);
     }
+    spread(values, plane.c);
 }
 
-/// Mean and reciprocal deviation of each channel's group, `[c]` each.
+/// Mean and reciprocal deviation of each channel's group, a row each.
 #[inline(always)]
 fn statistics_of<T: Real>(x: &[T], plane: Plane, mean: &mut [T], rstd: &mut [T]) {
     let count = T::of(1.0 / (plane.positions * (plane.c / plane.groups)) as f64);
+    let row_len = plane.row();
     mean.fill(T::ZERO);
     rstd.fill(T::ZERO);
-    for row in x.chunks_exact(plane.c) {
-        for i in 0..plane.c {
+    for row in x.chunks_exact(row_len) {
+        for i in 0..row_len {
             mean[i] += row[i];
         }
     }
-    pool_groups(mean, plane.groups, count);
-    for row in x.chunks_exact(plane.c) {
-        for i in 0..plane.c {
+    pool_groups(mean, plane, count);
+    for row in x.chunks_exact(row_len) {
+        for i in 0..row_len {
             let d = row[i] - mean[i];
             rstd[i] += d * d;
         }
     }
-    pool_groups(rstd, plane.groups, count);
+    pool_groups(rstd, plane, count);
     for v in rstd.iter_mut() {
         *v = T::ONE / (*v + T::of(plane.eps)).sqrt();
     }
@@ -160,8 +192,8 @@ vectorised! {
     fn forward_planes[T: Real](
         y: &mut [T], kept: &mut [T], x: &[T], affine: (&[T], &[T]), plane: Plane, activation: Activation,
     ) {
-        let (w, b) = affine;
-        let (c, size) = (plane.c, plane.c / plane.groups);
+        let (c, size) = (plane.row(), plane.c / plane.groups);
+        let (w, b) = (repeated(affine.0, c), repeated(affine.1, c));
         let (mut mean, mut rstd) = (vec![T::ZERO; c], vec![T::ZERO; c]);
         let planes = x.chunks_exact(plane.len()).zip(y.chunks_exact_mut(plane.len()));
         for ((x, y), kept) in planes.zip(kept.chunks_exact_mut(plane.groups * 2)) {
@@ -215,8 +247,9 @@ vectorised! {
     fn backward_planes[T: Real](
         dx: &mut [T], inputs: (&[T], &[T], &[T]), affine: (&[T], &[T]), plane: Plane, activation: Activation,
     ) -> (Vec<T>, Vec<T>) {
-        let ((x, dy, kept), (w, b)) = (inputs, affine);
-        let (c, size) = (plane.c, plane.c / plane.groups);
+        let (x, dy, kept) = inputs;
+        let (c, size) = (plane.row(), plane.c / plane.groups);
+        let (w, b) = (repeated(affine.0, c), repeated(affine.1, c));
         let count = T::of(1.0 / (plane.positions * size) as f64);
         let (mut dw, mut db) = (vec![T::ZERO; c], vec![T::ZERO; c]);
         let (mut sum_g, mut sum_gx) = (vec![T::ZERO; c], vec![T::ZERO; c]);
@@ -228,6 +261,8 @@ vectorised! {
                 mean[group * size..][..size].fill(kept[0]);
                 rstd[group * size..][..size].fill(kept[1]);
             }
+            spread(&mut mean, plane.c);
+            spread(&mut rstd, plane.c);
             sum_g.fill(T::ZERO);
             sum_gx.fill(T::ZERO);
             for ((row, dy), dx) in x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c)) {
@@ -250,14 +285,18 @@ vectorised! {
                 sum_g[i] *= w[i];
                 sum_gx[i] *= w[i];
             }
-            pool_groups(&mut sum_g, plane.groups, count);
-            pool_groups(&mut sum_gx, plane.groups, count);
+            pool_groups(&mut sum_g, plane, count);
+            pool_groups(&mut sum_gx, plane, count);
             for (row, dx) in x.chunks_exact(c).zip(dx.chunks_exact_mut(c)) {
                 for i in 0..c {
                     let normed = (row[i] - mean[i]) * rstd[i];
                     dx[i] = rstd[i] * (dx[i] * w[i] - sum_g[i] - normed * sum_gx[i]);
                 }
             }
+        }
+        for sums in [&mut dw, &mut db] {
+            fold(sums, plane.c);
+            sums.truncate(plane.c);
         }
         (dw, db)
     }

@@ -1,12 +1,32 @@
 //! Work shared out among threads in fixed contiguous parts, so that one thread count always gives the same bits.
+//!
+//! The threads are Candle's (`CANDLE_NUM_THREADS`): between the many short sections of a network they wait by spinning for
+//! about a millisecond, where a work-stealing pool would put them to sleep and pay for waking them at every section.
+//! Sections must not nest.
 
 use std::ops::Range;
+use std::sync::Mutex;
 
-use rayon::prelude::*;
+use candle_core::utils::barrier_pool;
 
 /// Number of parts: one a thread, but none smaller than `grain` items.
 pub fn parts(items: usize, grain: usize) -> usize {
-    rayon::current_num_threads().min(items / grain.max(1)).max(1)
+    (barrier_pool().n_workers() + 1).min(items / grain.max(1)).max(1)
+}
+
+/// Calls `f(part)` for each of `parts` parts, each on its own thread.
+fn on_threads(parts: usize, f: impl Fn(usize) + Sync) {
+    if parts == 1 {
+        return f(0);
+    }
+    let workers = barrier_pool().n_workers();
+    // The calling thread is number `workers`; it takes the first part.
+    barrier_pool().execute(|thread| {
+        let part = if thread == workers { 0 } else { thread + 1 };
+        if part < parts {
+            f(part);
+        }
+    });
 }
 
 /// The `part`-th of `parts` nearly equal ranges of `0..items`.
@@ -22,15 +42,13 @@ pub fn for_rows<T: Send>(out: &mut [T], width: usize, grain: usize, f: impl Fn(R
     if parts == 1 {
         return f(0..items, out);
     }
-    let mut pieces = Vec::with_capacity(parts);
-    let mut rest = out;
-    for part in 0..parts {
+    let out_at = Disjoint::new(out);
+    on_threads(parts, |part| {
         let range = range(items, parts, part);
-        let (piece, tail) = rest.split_at_mut(range.len() * width);
-        pieces.push((range, piece));
-        rest = tail;
-    }
-    pieces.into_par_iter().for_each(|(range, piece)| f(range, piece));
+        // SAFETY: the ranges do not overlap and end at `items`, so the pieces are disjoint and inside `out`.
+        let piece = unsafe { std::slice::from_raw_parts_mut(out_at.at(range.start * width), range.len() * width) };
+        f(range, piece);
+    });
 }
 
 /// Calls `f(range)` for each part of `0..items` in parallel and returns the results in order.
@@ -39,7 +57,13 @@ pub fn map<R: Send>(items: usize, grain: usize, f: impl Fn(Range<usize>) -> R + 
     if parts == 1 {
         return vec![f(0..items)];
     }
-    (0..parts).into_par_iter().map(|part| f(range(items, parts, part))).collect()
+    let results: Vec<Mutex<Option<R>>> = (0..parts).map(|_| Mutex::new(None)).collect();
+    on_threads(parts, |part| {
+        let result = f(range(items, parts, part));
+        *results[part].lock().expect("each part has its own place") = Some(result);
+    });
+    let taken = |place: Mutex<Option<R>>| place.into_inner().expect("no part panicked").expect("every part ran");
+    results.into_iter().map(taken).collect()
 }
 
 /// A shared pointer into a buffer whose writers keep to disjoint elements.

@@ -172,7 +172,7 @@ pub enum Output {
     Add,
 }
 
-/// `out [m, n] (+)= scale · a [m, k] · b [k, n]`.
+/// `out [m, n] (+)= scale · a [m, k] · b [k, n]`, on the calling thread: the sections of `parallel` share out the work.
 ///
 /// # Safety
 /// The three matrices must lie inside their allocations for these sizes, and no other thread may touch `out`'s elements.
@@ -182,13 +182,8 @@ pub unsafe fn matmul<T: Real>(
     a: Matrix<*const T>,
     b: Matrix<*const T>,
     (out, mode): (Matrix<*mut T>, Output),
-    threads: Threads,
 ) {
     debug_assert!(matches!(T::DTYPE, DType::F32 | DType::F64));
-    let parallelism = match threads {
-        Threads::One => Parallelism::None,
-        Threads::All => Parallelism::Rayon(rayon::current_num_threads()),
-    };
     // SAFETY: the caller's contract.
     unsafe {
         gemm::gemm(
@@ -210,16 +205,9 @@ pub unsafe fn matmul<T: Real>(
             false,
             false,
             false,
-            parallelism,
+            Parallelism::None,
         );
     }
-}
-
-/// Inside a parallel section a product stays on its thread.
-#[derive(Clone, Copy)]
-pub enum Threads {
-    One,
-    All,
 }
 
 #[cfg(test)]
