@@ -8,6 +8,7 @@ pub mod trainer;
 pub mod autoencoder;
 pub mod conditions;
 pub mod joint;
+pub mod latents;
 pub mod objective;
 
 pub mod optimizer;
