@@ -40,9 +40,9 @@ fn change_state(world: &World, name: &str, change: impl FnOnce(Option<Tensor>) -
 #[test]
 fn a_loss_that_is_no_number_stops_the_run_with_the_state_before_it_saved() {
     let world = World::new();
-    let config = world.config_file(Joint);
+    let config = world.config_file(Autoencoder);
     assert_eq!(start(&world, &config, &["run.steps=2"]).code, Some(0));
-    let poisoned = "parameter.unet.conv_out.bias";
+    let poisoned = "parameter.vae.decoder.conv_out.bias";
     change_state(&world, poisoned, |bias| Some((bias.expect("the bias") * f64::NAN).expect("a tensor")));
     let ended = start(&world, &config, &["run.steps=4"]);
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);

@@ -10,7 +10,7 @@ use jedi::train::ObjectiveKind::{self, Autoencoder, Joint};
 use jedi::train::trainer::Outcome;
 
 use super::harness;
-use super::world::{World, bits, metrics};
+use super::world::{World, bits, metrics, shipped, weights};
 
 const STATE: &str = "checkpoints/latest/state/optimizer.safetensors";
 
@@ -54,6 +54,51 @@ fn a_stopped_run_goes_on_bit_for_bit() {
 }
 
 #[test]
+fn a_polite_signal_ends_the_run_with_its_state_saved() {
+    let world = World::new();
+    let (config, out) = (world.config_file(Autoencoder), world.path("run"));
+    let arguments = arguments(&config, &out).into_iter().chain(["--set", "run.steps=100000"].map(String::from));
+    let mut command = harness::command(arguments);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+    wait_until(&mut child, "the first step", || out.join("metrics.jsonl").is_file());
+    let sent = std::process::Command::new("sh").args(["-c", &format!("kill -TERM {}", child.id())]).status();
+    assert!(sent.expect("a shell").success());
+    let ended = child.wait_with_output().expect("its end");
+    let (stdout, stderr) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+    let steps = metrics(&out).len();
+    assert_eq!(ended.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains(&format!("interrupted after {steps} steps")) && stdout.is_empty(), "{stderr} {stdout}");
+    assert_eq!(fs::read_link(out.join("checkpoints/latest")).unwrap(), Path::new(&format!("step-{steps}")));
+}
+
+#[test]
+fn a_step_does_not_depend_on_the_sets_met_before() {
+    // A run that goes on has met none. When sets were encoded in one batch with whatever was new besides them, their last
+    // bits depended on it, at the sizes of the embedded model though not at this world's.
+    let world = World::new();
+    fs::copy(shipped("vae/config.json"), world.path("architecture/vae/config.json")).unwrap();
+    let unet = world.path("architecture/unet/config.json");
+    let text = fs::read_to_string(&unet).unwrap();
+    fs::write(
+        unet,
+        text.replace("\"in_channels\":9,", "\"in_channels\":33,")
+            .replace("\"out_channels\":4,", "\"out_channels\":16,"),
+    )
+    .unwrap();
+    let vae = world.objective(&world.config(Autoencoder, &["data.size=64"])).unwrap();
+    vae.write(&world.path("autoencoder"), &weights(vae.as_ref())).unwrap();
+    let config =
+        world.config(Joint, &["data.size=64", "data.images=3", "joint.set_sizes=[3]", "run.images_per_step=6"]);
+    let loss = |met: &[u64]| {
+        let mut objective = world.objective(&config).unwrap();
+        met.iter().for_each(|&step| drop(objective.loss(step).unwrap()));
+        objective.loss(3).unwrap().to_scalar::<f32>().unwrap()
+    };
+    // Six sets, two a step: step 3 shows two of them again.
+    assert_eq!(loss(&[]).to_bits(), loss(&[0, 1, 2]).to_bits());
+}
+
+#[test]
 fn a_finished_run_is_left_as_it_is() {
     let world = World::new();
     let config = world.config(Autoencoder, &["run.steps=1"]);
@@ -66,7 +111,7 @@ fn a_finished_run_is_left_as_it_is() {
 #[test]
 fn a_run_killed_at_any_moment_goes_on_bit_for_bit() {
     let world = World::new();
-    let config = world.config_file(Joint);
+    let config = world.config_file(Autoencoder);
     let (whole, killed) = (world.path("whole"), world.path("killed"));
     let settings = ["--set", "run.checkpoint_every=2", "--set", "run.steps=12"].map(String::from);
     let arguments = |out: &PathBuf| arguments(&config, out).into_iter().chain(settings.clone());

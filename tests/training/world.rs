@@ -109,16 +109,20 @@ impl World {
             fs::create_dir_all(&folder)?;
             fs::write(folder.join("config.json"), config.to_string())?;
         }
-        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/toybox/architecture");
         for component in ["tokenizer", "scheduler"] {
             fs::create_dir_all(self.path("architecture").join(component))?;
-            for file in fs::read_dir(shipped.join(component))? {
+            for file in fs::read_dir(shipped(component))? {
                 let file = file?;
                 fs::copy(file.path(), self.path("architecture").join(component).join(file.file_name()))?;
             }
         }
         Ok(())
     }
+}
+
+/// A file or folder of the embedded model's architecture.
+pub fn shipped(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/toybox/architecture").join(name)
 }
 
 /// The parameters as they are now.
