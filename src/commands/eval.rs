@@ -40,8 +40,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
 
     let mut trials = trials(&world, 1, args.seed)?;
     trials.retain(|trial| trial.toy < args.toys);
-    let references: Vec<RgbImage> =
-        trials.iter().map(|trial| toybox_trials::reference(trial, settings.size)).collect();
+    let references: Vec<RgbImage> = trials.iter().map(|trial| toybox_trials::reference(trial, settings.size)).collect();
     let conditions = match args.only.as_slice() {
         [] => &[EvalRow::Coupled, EvalRow::Uncoupled, EvalRow::NoReference],
         only => only,

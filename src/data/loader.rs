@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 
+use crate::invalid::invalid;
 use crate::rng::Rng;
 use crate::shape::SetShape;
 
@@ -37,13 +38,14 @@ pub struct Loader {
 impl Loader {
     pub fn new(settings: LoaderSettings, n_sets: usize) -> Result<Self> {
         ensure!(n_sets > 0, "the data source holds no sets");
-        ensure!(!settings.set_sizes.is_empty(), "joint.set_sizes: give at least one set size");
+        if settings.set_sizes.is_empty() {
+            return Err(invalid("joint.set_sizes: is empty; give at least one set size"));
+        }
+        let images = settings.images_per_step;
         for &n in &settings.set_sizes {
-            ensure!(
-                n > 0 && settings.images_per_step.is_multiple_of(n),
-                "run.images_per_step {}: not a multiple of the set size {n}",
-                settings.images_per_step
-            );
+            if n == 0 || images == 0 || !images.is_multiple_of(n) {
+                return Err(invalid(format!("run.images_per_step {images}: not a multiple of the set size {n}")));
+            }
         }
         Ok(Self { settings, n_sets, step: 0, dealt: 0, epoch: None })
     }

@@ -1,18 +1,19 @@
 //! Objective `joint`: denoise the images of a set together, some of them given as references (§3.2, §4).
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
+use super::conditions::SetConditions;
+use super::latents::LatentCache;
 use super::objective::{Objective, Weights, component, frozen, merge};
 use super::settings::{JointConfig, TrainConfig};
-use crate::data::tensor_from_images;
 use crate::data::{Loader, LoaderSettings, SetSource};
 use crate::device::Runtime;
 use crate::diffusion::{NoiseSchedule, ScheduleConfig, mse};
+use crate::invalid::invalid;
 use crate::model::params::{NamedVars, Params};
 use crate::model::write::{copy_file, write_component, write_json, write_model_index};
 use crate::model::{Files, JointUnet, TextConfig, TextEncoder, Tokenizer, UnetConfig, Vae, VaeConfig};
@@ -85,7 +86,9 @@ impl JointObjective {
         merge(&mut vars, "unet", unet_vars);
         merge(&mut vars, "text_encoder", text_vars);
 
-        let vae_folder = config.model.vae.clone().context("model.vae: the joint objective needs a trained VAE")?;
+        let vae_folder = config.model.vae.clone();
+        let vae_folder =
+            vae_folder.ok_or_else(|| invalid("model.vae: missing; the joint objective needs a trained VAE"))?;
         let vae_files = Files::Folder(vae_folder);
         let vae_config: VaeConfig = vae_files.json("vae/config.json")?;
         let (tensors, origin) = vae_files.tensors("vae")?;
@@ -98,13 +101,7 @@ impl JointObjective {
         );
         let tokenizer = Arc::new(Tokenizer::read(&architecture, text_config.max_position_embeddings)?);
         let vae = Arc::new(vae);
-        let cache = |source| LatentCache {
-            source,
-            vae: vae.clone(),
-            tokenizer: tokenizer.clone(),
-            device: runtime.device.clone(),
-            sets: HashMap::new(),
-        };
+        let cache = |source| LatentCache::new(source, &vae, &tokenizer, &runtime.device);
         let schedule: ScheduleConfig = architecture.json("scheduler/scheduler_config.json")?;
         let schedule = NoiseSchedule::new(&schedule)?;
         let validation = validation_batch(&mut cache(validation), &schedule, config.seed)?;
@@ -137,26 +134,26 @@ impl JointObjective {
         let mut rng = Rng::new(self.seed, "conditions", step);
         let (mut clean, mut tokens, mut masked) = (Vec::new(), Vec::new(), Vec::new());
         let mut timesteps = Vec::with_capacity(shape.sets);
-        self.latents.fill(&plan.set_idxs)?;
-        let empty = self.latents.tokenizer.encode("")?.tokens;
+        let empty = self.latents.empty_tokens()?;
+        let train_steps = self.schedule.train_steps();
         for set_idx in plan.set_idxs {
-            timesteps.push(rng.below(self.schedule.train_steps()));
-            let drops_text = rng.chance(self.settings.set_text_dropout);
-            let drops_references = drops_text && rng.chance(0.5);
-            let set = &self.latents.sets[&set_idx];
+            let set = self.latents.get(set_idx)?;
             ensure!(
                 set.latents.len() >= shape.images,
                 "set number {set_idx}: holds {} pictures, joint.set_sizes asks for {}",
                 set.latents.len(),
                 shape.images
             );
-            let mut order: Vec<usize> = (0..set.latents.len()).collect();
-            rng.shuffle(&mut order);
-            for &image in &order[..shape.images] {
-                clean.push(set.latents[image].clone());
-                masked.push(drops_references | rng.chance(self.settings.mask_probability));
-                let drops_caption = drops_text | rng.chance(self.settings.image_text_dropout);
-                tokens.push(if drops_caption { empty.clone() } else { set.tokens[image].clone() });
+            let conditions =
+                SetConditions::draw(&mut rng, &self.settings, train_steps, set.latents.len(), shape.images);
+            timesteps.push(conditions.timestep);
+            for image in conditions.images {
+                clean.push(set.latents[image.picture].clone());
+                masked.push(image.is_masked);
+                tokens.push(match image.is_caption_dropped {
+                    true => empty.clone(),
+                    false => set.tokens[image.picture].clone(),
+                });
             }
         }
         let clean = Tensor::stack(&clean, 0)?; // [b·n, c, h, w]
@@ -193,11 +190,10 @@ fn loss_of(
 
 /// Held-out sets with the first image given, at timesteps spread evenly.
 fn validation_batch(cache: &mut LatentCache, schedule: &NoiseSchedule, seed: u64) -> Result<Batch> {
-    let shape = SetShape { sets: VALIDATION.sets.min(cache.source.n_sets()), ..VALIDATION };
+    let shape = SetShape { sets: VALIDATION.sets.min(cache.n_sets()), ..VALIDATION };
     let (mut clean, mut tokens) = (Vec::new(), Vec::new());
-    cache.fill(&Vec::from_iter(0..shape.sets))?;
     for set_idx in 0..shape.sets {
-        let set = &cache.sets[&set_idx];
+        let set = cache.get(set_idx)?;
         ensure!(set.latents.len() >= shape.images, "validation sets need {} pictures", shape.images);
         clean.extend_from_slice(&set.latents[..shape.images]);
         tokens.extend_from_slice(&set.tokens[..shape.images]);
@@ -240,45 +236,5 @@ impl Objective for JointObjective {
         }
         write_json(&folder.join("scheduler/scheduler_config.json"), self.schedule.config())?;
         write_model_index(folder)
-    }
-}
-
-/// Latents and tokens of the sets seen so far, kept in memory (4 kB a picture at 16×16×4).
-struct LatentCache {
-    source: Arc<dyn SetSource>,
-    vae: Arc<Vae>,
-    tokenizer: Arc<Tokenizer>,
-    device: Device,
-    sets: HashMap<usize, CachedSet>,
-}
-
-struct CachedSet {
-    /// `[c, h, w]` a picture, on the host, without history.
-    latents: Vec<Tensor>,
-    tokens: Vec<Vec<u32>>,
-}
-
-impl LatentCache {
-    /// Reads and encodes those of `set_idxs` that are new, all in one batch.
-    fn fill(&mut self, set_idxs: &[usize]) -> Result<()> {
-        let mut new: Vec<usize> = set_idxs.iter().copied().filter(|i| !self.sets.contains_key(i)).collect();
-        new.sort_unstable();
-        new.dedup();
-        let sets = new.iter().map(|&i| self.source.read(i)).collect::<Result<Vec<_>>>()?;
-        let images: Vec<_> = sets.iter().flat_map(|set| set.images.iter().cloned()).collect();
-        if images.is_empty() {
-            return Ok(());
-        }
-        let latents = self.vae.latents_from_images(&tensor_from_images(&images, &self.device)?)?;
-        let latents = latents.detach().to_device(&Device::Cpu)?;
-        let mut first = 0;
-        for (set_idx, set) in new.into_iter().zip(sets) {
-            let own = first..first + set.images.len();
-            first = own.end;
-            let latents = own.map(|i| latents.get(i)?.copy()).collect::<candle_core::Result<_>>()?;
-            let tokens = set.captions.iter().map(|c| Ok(self.tokenizer.encode(c)?.tokens)).collect::<Result<_>>()?;
-            self.sets.insert(set_idx, CachedSet { latents, tokens });
-        }
-        Ok(())
     }
 }

@@ -6,7 +6,9 @@ pub mod settings;
 pub mod trainer;
 
 pub mod autoencoder;
+pub mod conditions;
 pub mod joint;
+pub mod latents;
 pub mod objective;
 
 pub mod optimizer;

@@ -11,6 +11,9 @@ use super::settings::{OptimizerConfig, TrainConfig};
 use crate::model::params::NamedVars;
 use crate::ops::{AdamW, Moments};
 
+/// What to do about a run that diverges.
+pub const REMEDY: &str = "a lower optimizer.lr or optimizer.clip_norm may help";
+
 pub struct Optimizer {
     settings: OptimizerConfig,
     total_steps: u64,
@@ -66,7 +69,7 @@ impl Optimizer {
         drop(gradients);
         let gradient_norm = square_sum.sqrt();
         if !gradient_norm.is_finite() {
-            bail!("the gradient of step {} is not finite", self.step);
+            bail!("the gradient of step {} is not finite; {REMEDY}", self.step);
         }
         let clip = self.settings.clip_norm;
         let lr = self.settings.lr_at(self.step, self.total_steps);
@@ -115,6 +118,7 @@ impl Optimizer {
                     saved.dims(),
                     var.dims()
                 );
+                ensure!(saved.dtype() == var.dtype(), "tensor {name} is {:?}, not {:?}", saved.dtype(), var.dtype());
                 var.set(&saved.to_device(var.device())?)?;
             }
         }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::objective::Objective;
-use super::optimizer::{Optimizer, scalar};
+use super::optimizer::{Optimizer, REMEDY, scalar};
 use super::run_folder::{CheckpointInfo, RunFolder};
 use super::settings::{ObjectiveKind, TrainConfig};
 
@@ -51,31 +51,31 @@ pub enum Outcome {
 pub fn train(config: &TrainConfig, objective: &mut dyn Objective, out: &Path, hooks: Hooks) -> Result<Outcome> {
     let run = RunFolder::open(out, config)?;
     let mut optimizer = Optimizer::new(config, objective.parameters())?;
-    if let Some((state, step)) = run.latest_state()? {
-        optimizer
-            .restore(state, step)
-            .with_context(|| format!("{}: the latest checkpoint does not fit", out.display()))?;
+    let mut saved_step = None;
+    if let Some(saved) = run.latest_state()? {
+        optimizer.restore(saved.tensors, saved.step).with_context(|| saved.path.display().to_string())?;
+        saved_step = Some(saved.step);
     }
     run.forget_from(optimizer.step())?;
-    let mut saved_step = optimizer.step();
     while optimizer.step() < config.run.steps {
         let (started, step) = (Instant::now(), optimizer.step());
         let mut report = match advance(objective, &mut optimizer) {
             Ok(report) => report,
             Err(error) => {
                 // The parameters are still those before this step.
-                save(config, objective, &optimizer, &run)?;
-                return Err(error.context(format!(
-                    "training stopped at step {step}; the state before it is saved in {}; a lower optimizer.lr or \
-                     optimizer.clip_norm may help",
-                    run.root().display()
-                )));
+                let saved =
+                    if saved_step == Some(step) { Ok(()) } else { save(config, objective, &optimizer, &run).map(drop) };
+                let fate = match saved {
+                    Ok(()) => format!("is saved in {}", run.root().display()),
+                    Err(cause) => format!("could not be saved ({cause:#})"),
+                };
+                return Err(error.context(format!("training stopped at step {step}; the state before it {fate}")));
             }
         };
         report.images = (step + 1) * config.run.images_per_step as u64;
         let is_last = step + 1 == config.run.steps;
         if is_due(step + 1, config.run.validate_every) || is_last {
-            report.validation_loss = Some(objective.validate(&optimizer.averaged())?);
+            report.validation_loss = Some(validate(objective, &optimizer)?);
         }
         report.seconds = started.elapsed().as_secs_f64();
         run.record(&report)?;
@@ -83,11 +83,11 @@ pub fn train(config: &TrainConfig, objective: &mut dyn Objective, out: &Path, ho
         let is_interrupted = (hooks.is_interrupted)();
         if is_due(step + 1, config.run.checkpoint_every) || is_last || is_interrupted {
             let folder = save(config, objective, &optimizer, &run)?;
-            saved_step = step + 1;
-            (hooks.on_checkpoint)(saved_step, &folder)?;
+            saved_step = Some(step + 1);
+            (hooks.on_checkpoint)(step + 1, &folder)?;
         }
         if is_interrupted && !is_last {
-            return Ok(Outcome::Interrupted(saved_step));
+            return Ok(Outcome::Interrupted(step + 1));
         }
     }
     Ok(Outcome::Finished)
@@ -102,7 +102,7 @@ fn advance(objective: &mut dyn Objective, optimizer: &mut Optimizer) -> Result<S
     let loss = objective.loss(step)?;
     let value = scalar(&loss)?;
     if !value.is_finite() {
-        bail!("the loss of step {step} is {value}");
+        bail!("the loss of step {step} is {value}; {REMEDY}");
     }
     let update = optimizer.update(loss.backward()?)?;
     Ok(StepReport {
@@ -114,6 +114,18 @@ fn advance(objective: &mut dyn Objective, optimizer: &mut Optimizer) -> Result<S
         images: 0,
         validation_loss: None,
     })
+}
+
+/// The held-out loss. If it is not finite, the update before it broke the weights: they are not worth saving.
+fn validate(objective: &mut dyn Objective, optimizer: &Optimizer) -> Result<f64> {
+    let value = objective.validate(&optimizer.averaged())?;
+    if !value.is_finite() {
+        bail!(
+            "the held-out loss after {} steps is {value}; the last checkpoint stays as it was; {REMEDY}",
+            optimizer.step()
+        );
+    }
+    Ok(value)
 }
 
 fn save(

@@ -1,0 +1,118 @@
+//! What a set is trained to do in a step: which pictures, which of them are given, whose captions are known, at what noise.
+
+use super::settings::JointConfig;
+use crate::rng::Rng;
+
+/// Conditions of one set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetConditions {
+    /// The same for the whole set.
+    pub timestep: usize,
+    pub images: Vec<ImageConditions>,
+}
+
+/// Conditions of one image of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageConditions {
+    /// Its number among the pictures of the set.
+    pub picture: usize,
+    /// True hides its reference (mask 1).
+    pub is_masked: bool,
+    pub is_caption_dropped: bool,
+}
+
+impl SetConditions {
+    /// Draws `n_images` of the set's `n_pictures` pictures, and what is known of them, for one of `train_steps` timesteps.
+    pub fn draw(rng: &mut Rng, settings: &JointConfig, train_steps: usize, n_pictures: usize, n_images: usize) -> Self {
+        let timestep = rng.below(train_steps);
+        let drops_text = rng.chance(settings.set_text_dropout);
+        let drops_references = drops_text && rng.chance(0.5);
+        let mut order: Vec<usize> = (0..n_pictures).collect();
+        rng.shuffle(&mut order);
+        let images = order[..n_images].iter().map(|&picture| ImageConditions {
+            picture,
+            // Not `||`: a number is drawn in any case, so that one setting does not shift the others' draws.
+            is_masked: drops_references | rng.chance(settings.mask_probability),
+            is_caption_dropped: drops_text | rng.chance(settings.image_text_dropout),
+        });
+        Self { timestep, images: images.collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEPS: u64 = 20_000;
+
+    fn drawn() -> Vec<SetConditions> {
+        let settings =
+            JointConfig { mask_probability: 0.4, set_text_dropout: 0.2, image_text_dropout: 0.1, ..Default::default() };
+        (0..STEPS)
+            .map(|step| SetConditions::draw(&mut Rng::new(7, "conditions", step), &settings, 1000, 4, 3))
+            .collect()
+    }
+
+    /// Five standard deviations of a share of `count` draws.
+    fn assert_share(hits: usize, count: usize, expected: f64) {
+        let share = hits as f64 / count as f64;
+        let tolerance = 5.0 * (expected * (1.0 - expected) / count as f64).sqrt();
+        assert!((share - expected).abs() < tolerance, "{share} is not {expected} ± {tolerance}");
+    }
+
+    #[test]
+    fn each_condition_has_its_probability() {
+        let sets = drawn();
+        let n = sets.len();
+        let all = |is: fn(&ImageConditions) -> bool| sets.iter().filter(|set| set.images.iter().all(is)).count();
+        // The set's text goes with 0.2; else its three captions go one by one with 0.1.
+        assert_share(all(|image| image.is_caption_dropped), n, 0.2 + 0.8 * 0.1f64.powi(3));
+        assert_share(all(|image| !image.is_caption_dropped), n, 0.8 * 0.9f64.powi(3));
+        // The references go with half of the texts, so with 0.1; else one by one with 0.4.
+        assert_share(all(|image| image.is_masked), n, 0.1 + 0.9 * 0.4f64.powi(3));
+        assert_share(all(|image| !image.is_masked), n, 0.9 * 0.6f64.powi(3));
+        // The null branch of guidance: nothing is known.
+        let nothing = all(|image| image.is_masked && image.is_caption_dropped);
+        let by_one = |mask: f64, caption: f64| (mask * caption).powi(3);
+        assert_share(nothing, n, 0.1 + 0.1 * by_one(0.4, 1.0) + 0.8 * by_one(0.4, 0.1));
+    }
+
+    #[test]
+    fn pictures_of_a_set_come_once_and_all_alike() {
+        let mut counts = [0; 4];
+        for set in drawn() {
+            let mut pictures: Vec<usize> = set.images.iter().map(|image| image.picture).collect();
+            pictures.iter().for_each(|&picture| counts[picture] += 1);
+            pictures.sort_unstable();
+            pictures.dedup();
+            assert_eq!(pictures.len(), 3);
+        }
+        counts.into_iter().for_each(|count| assert_share(count, STEPS as usize, 0.75));
+    }
+
+    #[test]
+    fn timesteps_are_even() {
+        let sets = drawn();
+        assert!(sets.iter().all(|set| set.timestep < 1000));
+        for tenth in 0..10 {
+            assert_share(sets.iter().filter(|set| set.timestep / 100 == tenth).count(), sets.len(), 0.1);
+        }
+    }
+
+    #[test]
+    fn certainties_are_certain() {
+        let certain = |mask_probability, set_text_dropout| JointConfig {
+            mask_probability,
+            set_text_dropout,
+            image_text_dropout: 0.0,
+            ..Default::default()
+        };
+        for step in 0..200 {
+            let draw = |settings| SetConditions::draw(&mut Rng::new(1, "conditions", step), &settings, 1000, 2, 2);
+            let given = draw(certain(0.0, 0.0));
+            assert!(given.images.iter().all(|image| !image.is_masked && !image.is_caption_dropped));
+            let hidden = draw(certain(1.0, 1.0));
+            assert!(hidden.images.iter().all(|image| image.is_masked && image.is_caption_dropped));
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Proof that training is right and safe to kill, on networks of a few thousand parameters.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+mod world;
+
+mod checkpoints;
+mod learning;
+mod refusals;
+mod resume;
