@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("data", &["ops"]),
     ("eval", &["model", "data"]),
     ("sample", &["model", "diffusion", "data"]),
-    ("train", &["model", "diffusion", "data"]),
+    ("train", &["model", "diffusion", "data", "ops"]),
     ("synth", &["sample", "eval", "data"]),
     ("cli", &[]),
     ("config", &[]),

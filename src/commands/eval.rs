@@ -8,6 +8,7 @@ use crate::cli::{EvalArgs, EvalRow, Protocol};
 use crate::device::Runtime;
 use crate::diffusion::{Guidance, Sampler};
 use crate::eval::{Judge, JudgeSettings, Report, oracle, run as run_trials, sheet, trials};
+use crate::interrupt::Interrupt;
 use crate::report;
 use crate::sample::{Pipeline, SampleSettings};
 
@@ -19,6 +20,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let Protocol::Toybox = args.protocol;
     let files = models::open(&args.model)?;
     let runtime = Runtime::open(args.device.name())?;
+    let interrupt = Interrupt::install()?;
     if let Some(out) = &args.out {
         std::fs::create_dir_all(out).with_context(|| format!("--out {}: cannot be made", out.display()))?;
     }
@@ -59,7 +61,10 @@ pub fn run(args: EvalArgs) -> Result<()> {
         let pipeline = uncoupled.as_ref().unwrap_or(&coupled);
         let bar = report::progress(settings.steps as u64, name);
         let outcome = run_trials(name, &trials, &judge, &mut |trials| {
-            toybox_trials::paint(pipeline, trials, &settings, has_references, &mut || bar.inc(1))
+            toybox_trials::paint(pipeline, trials, &settings, has_references, &mut || {
+                bar.inc(1);
+                interrupt.check()
+            })
         })?;
         bar.finish_and_clear();
         rows.push(outcome.row);

@@ -46,7 +46,7 @@ fn pictures(files: &Files, runtime: &Runtime) -> Result<Vec<(RgbImage, RgbImage)
     };
     let mut trials = trials(&toybox_trials::world(), 1, 0)?;
     trials.truncate(TOYS);
-    let images = toybox_trials::paint(&pipeline, &trials, &settings, true, &mut || {})?;
+    let images = toybox_trials::paint(&pipeline, &trials, &settings, true, &mut || Ok(()))?;
     Ok(trials.iter().map(|trial| toybox_trials::reference(trial, settings.size)).zip(images).collect())
 }
 

@@ -35,7 +35,7 @@ pub fn paint(
     trials: &[Trial],
     settings: &SampleSettings,
     has_references: bool,
-    on_step: &mut dyn FnMut(),
+    on_step: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Vec<RgbImage>> {
     let requests: Vec<SetRequest> = trials
         .iter()

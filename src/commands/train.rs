@@ -37,7 +37,11 @@ pub fn run(args: TrainArgs) -> Result<()> {
             on_step: &mut |step| progress.show(step),
             on_checkpoint: &mut |steps, folder| {
                 report::note(format!("saved {}", folder.display()));
-                preview::write(settings.objective, &out, steps, folder, &runtime)
+                // A preview is for looking at; a run does not end for want of one.
+                if let Err(error) = preview::write(settings.objective, &out, steps, folder, &runtime) {
+                    report::warn(format!("no preview of step {steps}: {error:#}"));
+                }
+                Ok(())
             },
             is_interrupted: &|| interrupt.requested(),
         },
@@ -103,7 +107,7 @@ impl Progress {
         self.bar.set_message(line.clone());
         if let Some(validation) = step.validation_loss {
             report::note(format!("step {}: {line}, held-out loss {validation:.4}", step.step + 1));
-        } else if !report::has_bars() && (step.step + 1) % 100 == 0 {
+        } else if !report::has_bars() && (step.step + 1).is_multiple_of(100) {
             report::note(format!("step {} of {}: {line}", step.step + 1, self.steps));
         }
     }

@@ -75,10 +75,7 @@ impl Projection {
     fn new(params: &Params, shape: TransformerShape) -> Result<Self> {
         let c = shape.channels;
         let dims: &[usize] = if shape.linear_projection { &[c, c] } else { &[c, c, 1, 1] };
-        Ok(Self {
-            weight: params.get("weight", dims, Init::FanIn(c))?,
-            bias: params.get("bias", &[c], Init::Zeros)?,
-        })
+        Ok(Self { weight: params.get("weight", dims, Init::FanIn(c))?, bias: params.get("bias", &[c], Init::Zeros)? })
     }
 
     fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {

@@ -46,7 +46,6 @@ fn linspace_timesteps_are_diffusers() {
 }
 
 #[test]
-#[ignore = "known difference: jedi rounds halves up, numpy to even (16 steps: 812 for 811); fix in diffusion/schedule.rs"]
 fn trailing_timesteps_are_diffusers() {
     check_timesteps("trailing", Spacing::Trailing);
 }

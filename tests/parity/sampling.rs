@@ -52,7 +52,7 @@ impl Run {
         };
         let request = SetRequest { references, prompts, seeds: vec![0; targets] };
         let settings = SampleSettings { sampler: Sampler::Ddim, steps: self.case.fact("steps"), guidance, size: 16 };
-        let painted = self.pipeline.paint(&[request], &settings, Some(&noise), &mut || ()).unwrap();
+        let painted = self.pipeline.paint(&[request], &settings, Some(&noise), &mut || Ok(())).unwrap();
         let expected = self.case.tensor(&format!("{name}.latents"));
         self.comparison.tensor(&format!("{name} latents"), &painted.latents, expected, self.case.fact("tolerance"));
         let expected = pictures(self.case.tensor(&format!("{name}.pictures")));
