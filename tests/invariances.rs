@@ -219,7 +219,7 @@ fn a_seed_gives_the_same_picture_in_any_batch() {
     };
     let guidance = Guidance::Joint { scale: 3.0 };
     let settings = SampleSettings { sampler: Sampler::Ddim, steps: 3, guidance, size: 16 };
-    let paint = |requests: &[SetRequest]| pipeline.paint(requests, &settings, None, &mut || ()).unwrap().latents;
+    let paint = |requests: &[SetRequest]| pipeline.paint(requests, &settings, None, &mut || Ok(())).unwrap().latents;
     let (alone, together) = (paint(&[request(11)]), paint(&[request(5), request(11)]));
     assert!(distance(&image_of(&together, 1), &image_of(&alone, 0)) < 1e-5);
     assert!(distance(&image_of(&together, 0), &image_of(&alone, 0)) > 1e-2, "another seed is another picture");

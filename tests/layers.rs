@@ -15,7 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("diffusion", &["ops"]),
     ("model", &["ops"]),
     ("data", &["ops"]),
-    ("eval", &["model", "data"]),
+    ("eval", &["model", "data", "ops"]),
     ("sample", &["model", "diffusion", "data"]),
     ("train", &["model", "diffusion", "data", "ops"]),
     ("synth", &["sample", "eval", "data"]),

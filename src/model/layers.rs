@@ -46,9 +46,9 @@ impl Conv {
         Self::drawn(params, channels, kernel, geometry, Init::FanIn(channels.0 * kernel * kernel))
     }
 
-    /// The 3×3 convolution that ends a residual branch.
-    pub fn residual(params: &Params, channels: usize) -> Result<Self> {
-        Self::drawn(params, (channels, channels), 3, Conv2d::same(3), Init::Residual(9 * channels))
+    /// A 3×3 convolution that starts near zero: the last of a residual branch, or of a network.
+    pub fn residual(params: &Params, channels: (usize, usize)) -> Result<Self> {
+        Self::drawn(params, channels, 3, Conv2d::same(3), Init::Residual(9 * channels.0))
     }
 
     fn drawn(

@@ -39,7 +39,7 @@ impl ResnetBlock {
             conv1: Conv::same(&params.pp("conv1"), (inputs, outputs), 3)?,
             time_emb_proj,
             norm2: GroupNorm::new(&params.pp("norm2"), outputs, groups, Activation::Silu)?,
-            conv2: Conv::residual(&params.pp("conv2"), outputs)?,
+            conv2: Conv::residual(&params.pp("conv2"), (outputs, outputs))?,
             conv_shortcut,
         })
     }

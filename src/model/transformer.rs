@@ -43,11 +43,11 @@ impl SpatialTransformer {
         let blocks = params.pp("transformer_blocks");
         Ok(Self {
             norm: GroupNorm::new(&params.pp("norm"), shape.channels, groups, Activation::None)?,
-            proj_in: Projection::new(&params.pp("proj_in"), shape)?,
+            proj_in: Projection::new(&params.pp("proj_in"), shape, Init::FanIn(shape.channels))?,
             transformer_blocks: (0..shape.layers)
                 .map(|i| TransformerBlock::new(&blocks.pp(i), shape))
                 .collect::<Result<_>>()?,
-            proj_out: Projection::new(&params.pp("proj_out"), shape)?,
+            proj_out: Projection::new(&params.pp("proj_out"), shape, Init::Residual(shape.channels))?,
         })
     }
 
@@ -72,10 +72,10 @@ struct Projection {
 }
 
 impl Projection {
-    fn new(params: &Params, shape: TransformerShape) -> Result<Self> {
+    fn new(params: &Params, shape: TransformerShape, init: Init) -> Result<Self> {
         let c = shape.channels;
         let dims: &[usize] = if shape.linear_projection { &[c, c] } else { &[c, c, 1, 1] };
-        Ok(Self { weight: params.get("weight", dims, Init::FanIn(c))?, bias: params.get("bias", &[c], Init::Zeros)? })
+        Ok(Self { weight: params.get("weight", dims, init)?, bias: params.get("bias", &[c], Init::Zeros)? })
     }
 
     fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {

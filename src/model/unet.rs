@@ -91,7 +91,7 @@ impl JointUnet {
             mid_block,
             up_blocks,
             conv_norm_out: GroupNorm::new(&params.pp("conv_norm_out"), widths[0], groups, Activation::Silu)?,
-            conv_out: Conv::same(&params.pp("conv_out"), (widths[0], config.out_channels), 3)?,
+            conv_out: Conv::residual(&params.pp("conv_out"), (widths[0], config.out_channels))?,
             config: config.clone(),
             coupled: true,
         })
