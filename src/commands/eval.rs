@@ -28,7 +28,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let settings = SampleSettings {
         sampler: Sampler::Ddim,
         steps: args.steps,
-        guidance: Guidance::Joint { scale: args.scale.unwrap_or(super::DEFAULT_SCALE) },
+        guidance: Guidance::Joint { scale: models::guidance_scale(args.scale, &files)? },
         size: coupled.native_size(),
     };
 

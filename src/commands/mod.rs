@@ -47,9 +47,6 @@ fn dispatch(command: Command) -> Result<()> {
     }
 }
 
-/// Guidance scale where neither the user nor the model says another.
-const DEFAULT_SCALE: f64 = 3.0;
-
 const DONE: u8 = 0;
 const FAILED: u8 = 1;
 const WRONG_USAGE: u8 = 2;

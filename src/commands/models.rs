@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::invalid::invalid;
-use crate::model::Files;
+use crate::model::{Files, toybox};
 
 /// A part of a model folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub fn open(name: &str) -> Result<Files> {
 pub fn open_parts(name: &str, parts: &[Part]) -> Result<Files> {
     let wrong = |cause: String| Err(invalid(format!("--model {name}: {cause}")));
     if name == "toybox" {
-        return wrong("this build carries no model; name a model folder (./toybox for a folder of that name)".into());
+        return Ok(Files::Embedded(toybox::FILES));
     }
     let path = Path::new(name);
     if path.is_file() {
@@ -83,6 +83,19 @@ fn hub_name(name: &str) -> Option<(&str, Option<&str>)> {
         !word.is_empty() && !word.starts_with('.') && word.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c))
     };
     (is_word(owner) && is_word(model)).then_some((repository, revision))
+}
+
+/// The guidance scale that the user asked for, or else the model's own (`guidance_scale` in its `jedi.json`), or else 3.
+pub fn guidance_scale(asked: Option<f64>, files: &Files) -> Result<f64> {
+    const DEFAULT: f64 = 3.0;
+    if let Some(scale) = asked {
+        return Ok(scale);
+    }
+    if !files.contains("jedi.json") {
+        return Ok(DEFAULT);
+    }
+    let info: serde_json::Value = files.json("jedi.json")?;
+    Ok(info["guidance_scale"].as_f64().unwrap_or(DEFAULT))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use candle_core::DType;
 use image::RgbImage;
 
-use super::toybox_trials;
+use super::{models, toybox_trials};
 use crate::data::{SetSource, images_from_tensor, tensor_from_images};
 use crate::device::Runtime;
 use crate::diffusion::{Guidance, Sampler};
@@ -41,7 +41,7 @@ fn pictures(files: &Files, runtime: &Runtime) -> Result<Vec<(RgbImage, RgbImage)
     let settings = SampleSettings {
         sampler: Sampler::Ddim,
         steps: STEPS,
-        guidance: Guidance::Joint { scale: super::DEFAULT_SCALE },
+        guidance: Guidance::Joint { scale: models::guidance_scale(None, files)? },
         size: pipeline.native_size(),
     };
     let mut trials = trials(&toybox_trials::world(), 1, 0)?;

@@ -22,9 +22,6 @@ use crate::report;
 use crate::sample::gallery::check_file_writable;
 use crate::sample::{Gallery, GivenNoise, Pipeline, Reference, SampleSettings, SetRequest};
 
-/// Where the model's folder does not say otherwise.
-const DEFAULT_SCALE: f64 = 3.0;
-
 pub fn run(args: SampleArgs) -> Result<()> {
     let files = models::open(&args.model)?;
     let guidance = guidance(&args, &files)?;
@@ -120,16 +117,9 @@ fn read_references(args: &SampleArgs) -> Result<Vec<Shown>> {
     args.references.iter().map(read).collect()
 }
 
-/// The guidance that the flags ask for. The default scale is the model's own (`guidance_scale` in its `jedi.json`).
+/// The guidance that the flags ask for.
 fn guidance(args: &SampleArgs, files: &Files) -> Result<Guidance> {
-    let scale = match args.scale {
-        Some(scale) => scale,
-        None if files.contains("jedi.json") => {
-            let info: Value = files.json("jedi.json")?;
-            info["guidance_scale"].as_f64().unwrap_or(DEFAULT_SCALE)
-        }
-        None => DEFAULT_SCALE,
-    };
+    let scale = models::guidance_scale(args.scale, files)?;
     let text_scale = args.text_scale.unwrap_or(scale);
     let image_scale = args.image_scale.unwrap_or(scale);
     let has_one_scale = matches!(args.guidance, cli::Guidance::Joint | cli::Guidance::TextOnly);

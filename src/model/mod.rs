@@ -9,6 +9,7 @@ pub mod layers;
 mod resnet;
 pub mod text;
 pub mod tokenizer;
+pub mod toybox;
 mod transformer;
 pub mod unet;
 pub mod vae;

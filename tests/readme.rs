@@ -1,0 +1,55 @@
+//! The README's first command does what it says, and the model inside the program keeps the toy that it is shown.
+
+mod harness;
+
+use harness::command;
+
+/// The arguments behind `prefix` on the README's lines that begin so, quotes taken as a shell takes them.
+fn commands(prefix: &str) -> Vec<Vec<String>> {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("the README");
+    readme.lines().filter_map(|line| line.strip_prefix(prefix)).map(words).collect()
+}
+
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut is_quoted) = (vec![String::new()], false);
+    for letter in line.trim().chars() {
+        match letter {
+            '"' => is_quoted = !is_quoted,
+            ' ' if !is_quoted => words.push(String::new()),
+            other => words.last_mut().expect("starts with one").push(other),
+        }
+    }
+    words
+}
+
+#[test]
+fn the_first_command_paints_a_picture() {
+    let found = commands("cargo run --release -- ");
+    assert!(!found.is_empty(), "the README shows no command");
+    for arguments in found {
+        let out = tempfile::tempdir().unwrap();
+        let run = command(&arguments)
+            .args(["--device", "cpu", "--out"])
+            .arg(out.path())
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .unwrap();
+        assert!(run.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&run.stderr));
+        let printed = String::from_utf8(run.stdout).unwrap();
+        let picture = image::open(printed.lines().next().expect("a path")).unwrap().into_rgb8();
+        assert_eq!(picture.dimensions(), (64, 64));
+        let first = picture.get_pixel(0, 0);
+        assert!(picture.pixels().any(|pixel| pixel != first), "a picture of one colour");
+    }
+}
+
+/// Eight of the 64 held-out toys; the full figures are scripts/figures.sh's.
+#[test]
+fn the_embedded_model_keeps_the_toy_by_its_coupled_attention() {
+    let run = command(["eval", "--toys", "8", "--steps", "10", "--json", "--device", "cpu"]).output().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
+    let right = |row: usize| report["rows"][row]["toy"]["hits"].as_u64().unwrap_or_else(|| panic!("{report:#}"));
+    let (coupled, uncoupled, without) = (right(0), right(1), right(2));
+    assert!(coupled >= 5 && uncoupled <= 3 && without <= 3, "of 8: {coupled}, {uncoupled}, {without}");
+}
