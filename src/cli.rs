@@ -44,7 +44,7 @@ pub struct SampleArgs {
     /// What the new picture shows; repeat for more pictures, each its own set with the references
     #[arg(long = "prompt", value_name = "TEXT", required = true)]
     pub prompts: Vec<String>,
-    /// Model folder, `hf:owner/name[@revision]`, or `toybox`: the small model inside this program
+    /// Model folder (diffusers layout), or `toybox`: the small model inside this program
     #[arg(long, value_name = "M", default_value = "toybox")]
     pub model: String,
     /// Folder for the pictures, or the path of a .png file when exactly one picture is made
@@ -65,7 +65,7 @@ pub struct SampleArgs {
     /// What the guidance pushes towards
     #[arg(long, value_enum, default_value_t = Guidance::Joint)]
     pub guidance: Guidance,
-    /// Guidance scale, 1 = no guidance [default: 3]
+    /// Guidance scale, 1 = no guidance [default: the model's own, else 3]
     #[arg(long, value_name = "λ", value_parser = values::scale)]
     pub scale: Option<f64>,
     /// Scale of the direction that adds the text; only with --guidance text-first or image-first [default: --scale]
@@ -99,10 +99,10 @@ pub struct SampleArgs {
     /// Print the results to stdout as JSON, one object a line
     #[arg(long)]
     pub json: bool,
-    /// Safetensors file to take the noise from instead of --seed: `target [k,4,h,w]`, `reference [steps,n,4,h,w]`
+    /// Safetensors file to take the noise from instead of --seed: `target [k,c,h,w]`, `reference [steps,n,c,h,w]`
     #[arg(long, value_name = "FILE")]
     pub noise: Option<PathBuf>,
-    /// Safetensors file to write the final latents to: `latents [k,4,h,w]`
+    /// Safetensors file to write the final latents to: `latents [k,c,h,w]`
     #[arg(long, value_name = "FILE")]
     pub save_latents: Option<PathBuf>,
 }
@@ -164,7 +164,7 @@ pub struct EvalArgs {
     /// What is measured
     #[arg(long, value_enum, default_value_t = Protocol::Toybox)]
     pub protocol: Protocol,
-    /// Model folder, `hf:owner/name[@revision]`, or `toybox`: the small model inside this program
+    /// Model folder (diffusers layout), or `toybox`: the small model inside this program
     #[arg(long, value_name = "M", default_value = "toybox")]
     pub model: String,
     /// Held-out toys to measure on, 1 to 64
@@ -173,7 +173,7 @@ pub struct EvalArgs {
     /// Denoising steps
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = steps())]
     pub steps: usize,
-    /// Guidance scale, 1 = no guidance [default: 3]
+    /// Guidance scale, 1 = no guidance [default: the model's own, else 3]
     #[arg(long, value_name = "λ", value_parser = values::scale)]
     pub scale: Option<f64>,
     /// Seed of all random numbers
@@ -195,7 +195,7 @@ pub struct EvalArgs {
 
 #[derive(Debug, Args)]
 pub struct ConvertArgs {
-    /// Model folder, `hf:owner/name[@revision]`, or `toybox`: the small model inside this program
+    /// Model folder (diffusers layout), or `toybox`: the small model inside this program
     #[arg(long, value_name = "M")]
     pub model: String,
     /// Folder to write, new or empty
@@ -220,11 +220,11 @@ pub enum InspectCommand {
 
 #[derive(Debug, Args)]
 pub struct InspectEpsArgs {
-    /// Model folder, `hf:owner/name[@revision]`, or `toybox`
+    /// Model folder (diffusers layout), or `toybox`
     #[arg(long, value_name = "M")]
     pub model: String,
-    /// Safetensors with `noisy [b·n,4,h,w]`, `mask [b·n,1,h,w]`, `reference [b·n,4,h,w]`, `timesteps [b]` (i64),
-    /// `context [b·n,l,d]`, optional `noise [b·n,4,h,w]`, and n in the metadata as `set_size`
+    /// Safetensors with `noisy [b·n,c,h,w]`, `mask [b·n,1,h,w]`, `reference [b·n,c,h,w]`, `timesteps [b]` (i64),
+    /// `context [b·n,l,d]`, optional `noise [b·n,c,h,w]`, and n in the metadata as `set_size`
     #[arg(long, value_name = "FILE")]
     pub inputs: PathBuf,
     /// Safetensors to write: `eps`, with `noise` also `loss [1]`, with --grads also `grad.<parameter>`
@@ -237,20 +237,20 @@ pub struct InspectEpsArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectTextArgs {
-    /// Model folder, `hf:owner/name[@revision]`, or `toybox`
+    /// Model folder (diffusers layout), or `toybox`
     #[arg(long, value_name = "M")]
     pub model: String,
     /// The text to encode
     #[arg(long, value_name = "TEXT")]
     pub prompt: String,
-    /// Safetensors to write: `tokens [1,77]`, `context [1,77,d]`
+    /// Safetensors to write: `tokens [1,l]`, `context [1,l,d]`
     #[arg(long, value_name = "FILE")]
     pub outputs: PathBuf,
 }
 
 #[derive(Debug, Args)]
 pub struct InspectVaeArgs {
-    /// Model folder, `hf:owner/name[@revision]`, or `toybox`
+    /// Model folder (diffusers layout), or `toybox`
     #[arg(long, value_name = "M")]
     pub model: String,
     /// The picture to encode

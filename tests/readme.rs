@@ -2,7 +2,7 @@
 
 mod harness;
 
-use harness::command;
+use harness::{command, jedi};
 
 /// The arguments behind `prefix` on the README's lines that begin so, quotes taken as a shell takes them.
 fn commands(prefix: &str) -> Vec<Vec<String>> {
@@ -46,9 +46,9 @@ fn the_first_command_paints_a_picture() {
 /// Eight of the 64 held-out toys; the full figures are scripts/figures.sh's.
 #[test]
 fn the_embedded_model_keeps_the_toy_by_its_coupled_attention() {
-    let run = command(["eval", "--toys", "8", "--steps", "10", "--json", "--device", "cpu"]).output().unwrap();
-    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-    let report: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
+    let run = jedi(["eval", "--toys", "8", "--steps", "10", "--json", "--device", "cpu"]);
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
     let right = |row: usize| report["rows"][row]["toy"]["hits"].as_u64().unwrap_or_else(|| panic!("{report:#}"));
     let (coupled, uncoupled, without) = (right(0), right(1), right(2));
     assert!(coupled >= 5 && uncoupled <= 3 && without <= 3, "of 8: {coupled}, {uncoupled}, {without}");

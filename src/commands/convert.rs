@@ -7,23 +7,9 @@ use candle_core::DType;
 
 use super::models;
 use crate::cli::{ConvertArgs, WeightDtype};
-use crate::model::write::{copy_file, write_tensors};
+use crate::model::files::weights_stem;
+use crate::model::write::{copy_file, copy_tokenizer, write_tensors};
 use crate::report;
-
-/// What a model folder holds besides weights.
-const FILES: [&str; 11] = [
-    "scheduler/scheduler_config.json",
-    "tokenizer/vocab.json",
-    "tokenizer/merges.txt",
-    "tokenizer/tokenizer.json",
-    "tokenizer/tokenizer_config.json",
-    "tokenizer/special_tokens_map.json",
-    "text_encoder/config.json",
-    "unet/config.json",
-    "vae/config.json",
-    "jedi.json",
-    "model_index.json",
-];
 
 pub fn run(args: ConvertArgs) -> Result<()> {
     let files = models::open(&args.model)?;
@@ -40,11 +26,12 @@ pub fn run(args: ConvertArgs) -> Result<()> {
         for tensor in tensors.values_mut() {
             *tensor = tensor.to_dtype(dtype).with_context(|| origin.clone())?;
         }
-        let stem = if component == "text_encoder" { "model" } else { "diffusion_pytorch_model" };
-        write_tensors(&out.join(component).join(format!("{stem}.safetensors")), &tensors, &[])?;
+        copy_file(&files, &format!("{component}/config.json"), out)?;
+        write_tensors(&out.join(component).join(format!("{}.safetensors", weights_stem(component))), &tensors, &[])?;
     }
-    // The index comes last: a folder without it is not a model.
-    for name in FILES {
+    copy_tokenizer(&files, out)?;
+    copy_file(&files, "scheduler/scheduler_config.json", out)?;
+    for name in ["jedi.json", "model_index.json"] {
         if files.contains(name) {
             copy_file(&files, name, out)?;
         }

@@ -1,10 +1,11 @@
 //! `jedi eval`: how well a model keeps the subject and follows the prompt.
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result, bail};
 use image::RgbImage;
 
 use super::{models, toybox_trials};
 use crate::cli::{EvalArgs, EvalRow, Protocol};
+use crate::data::write_png;
 use crate::device::Runtime;
 use crate::diffusion::{Guidance, Sampler};
 use crate::eval::{Judge, JudgeSettings, Report, oracle, run as run_trials, sheet, trials};
@@ -59,12 +60,21 @@ pub fn run(args: EvalArgs) -> Result<()> {
             _ => None,
         };
         let pipeline = uncoupled.as_ref().unwrap_or(&coupled);
+        if !report::has_bars() {
+            report::note(format!("painting {} pictures: {name}", trials.len()));
+        }
         let bar = report::progress(settings.steps as u64, name);
         let outcome = run_trials(name, &trials, &judge, &mut |trials| {
-            toybox_trials::paint(pipeline, trials, &settings, has_references, &mut || {
+            let requests = toybox_trials::requests(trials, settings.size, has_references);
+            bar.set_length(pipeline.steps_of(&requests, &settings) as u64);
+            let on_step = &mut || {
                 bar.inc(1);
-                interrupt.check()
-            })
+                if interrupt.requested() {
+                    bail!("interrupted; nothing was written");
+                }
+                Ok(())
+            };
+            Ok(pipeline.paint(&requests, &settings, None, on_step)?.images)
         })?;
         bar.finish_and_clear();
         rows.push(outcome.row);
@@ -76,7 +86,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     if let Some(out) = &args.out {
         let groups: Vec<Vec<&RgbImage>> =
             (0..trials.len()).map(|trial| columns.iter().map(|column| &column[trial]).collect()).collect();
-        sheet(&groups, 4)?.save(out.join("sheet.png")).with_context(|| out.display().to_string())?;
+        write_png(&out.join("sheet.png"), &sheet(&groups, 4)?)?;
         crate::whole_file::write_whole(&out.join("report.json"), json.as_bytes())?;
         report::note(format!("wrote report.json and sheet.png in {}", out.display()));
     }

@@ -7,10 +7,10 @@ use super::models::{self, Part};
 use super::{inspect_checkpoint, inspect_eps};
 use crate::cli::{InspectCommand, InspectTextArgs, InspectVaeArgs};
 use crate::data::{decode, tensor_from_images};
+use crate::device::Runtime;
 use crate::invalid::invalid;
-use crate::model::params::Params;
 use crate::model::write::write_tensors;
-use crate::model::{Files, TextConfig, TextEncoder, Tokenizer, Vae, VaeConfig};
+use crate::model::{TextConfig, TextEncoder, Tokenizer, Vae, VaeConfig};
 use crate::report;
 
 pub fn run(command: InspectCommand) -> Result<()> {
@@ -22,16 +22,10 @@ pub fn run(command: InspectCommand) -> Result<()> {
     }
 }
 
-/// Parameters of one part of a model, in f32 on the CPU.
-pub fn parameters(files: &Files, component: &str, is_trainable: bool) -> Result<Params> {
-    let (tensors, origin) = files.tensors(component)?;
-    Ok(Params::checkpoint(tensors, origin, &Device::Cpu, DType::F32, is_trainable))
-}
-
 fn text(args: InspectTextArgs) -> Result<()> {
     let files = models::open_parts(&args.model, &[Part::TextEncoder, Part::Tokenizer])?;
     let config: TextConfig = files.json("text_encoder/config.json")?;
-    let (encoder, _) = TextEncoder::new(&config, parameters(&files, "text_encoder", false)?)?;
+    let (encoder, _) = TextEncoder::new(&config, files.params("text_encoder", &Runtime::cpu(), false)?)?;
     let prompt = Tokenizer::read(&files, config.max_position_embeddings)?.encode(&args.prompt)?;
     if let Some(cut) = prompt.cut {
         report::warn(format!("--prompt: too long for this model, its end is not used: {cut:?}"));
@@ -63,7 +57,7 @@ fn vae(args: InspectVaeArgs) -> Result<()> {
             "--image {name}: {width}×{height}, but this model takes multiples of {multiple} pixels; crop or resize it"
         )));
     }
-    let (vae, _) = Vae::new(&config, parameters(&files, "vae", false)?)?;
+    let (vae, _) = Vae::new(&config, files.params("vae", &Runtime::cpu(), false)?)?;
     let pixels = tensor_from_images(&[decoded.image], &Device::Cpu)?; // [1, 3, H, W]
     let latents = vae.latents_from_images(&pixels)?;
     let outputs = [("decoded".to_owned(), vae.decode(&latents)?), ("latents".to_owned(), latents)];

@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 
-use super::inspect::parameters;
 use super::models::{self, Part};
 use crate::cli::InspectEpsArgs;
+use crate::device::Runtime;
 use crate::diffusion::mse;
 use crate::invalid::invalid;
 use crate::model::write::write_tensors;
@@ -25,7 +25,7 @@ pub fn run(args: InspectEpsArgs) -> Result<()> {
     if args.grads && call.noise.is_none() {
         return Err(invalid(format!("--grads: {}: tensor noise is missing, so there is no loss", inputs.name)));
     }
-    let (unet, vars) = JointUnet::new(&config, parameters(&files, "unet", args.grads)?)?;
+    let (unet, vars) = JointUnet::new(&config, files.params("unet", &Runtime::cpu(), args.grads)?)?;
     let eps = unet.forward(&call.input, &call.timesteps, &call.context, call.shape).context(inputs.name)?;
     let mut outputs = BTreeMap::from([("eps".to_owned(), eps.detach())]);
     if let Some(noise) = &call.noise {

@@ -2,16 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use candle_core::DType;
+use anyhow::{Context as _, Result};
 use image::RgbImage;
 
 use super::{models, toybox_trials};
-use crate::data::{SetSource, images_from_tensor, tensor_from_images};
+use crate::data::{SetSource, images_from_tensor, tensor_from_images, write_png};
 use crate::device::Runtime;
 use crate::diffusion::{Guidance, Sampler};
 use crate::eval::{sheet, trials};
-use crate::model::params::Params;
 use crate::model::{Files, Vae, VaeConfig};
 use crate::sample::{Pipeline, SampleSettings};
 use crate::synth::toybox::HeldOutToys;
@@ -33,7 +31,7 @@ pub fn write(objective: ObjectiveKind, run: &Path, steps: u64, model: &Path, run
     let path = run.join("samples").join(format!("step-{steps}.png"));
     let folder = run.join("samples");
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    sheet(&groups, 6)?.save(&path).with_context(|| path.display().to_string())
+    write_png(&path, &sheet(&groups, 6)?)
 }
 
 fn pictures(files: &Files, runtime: &Runtime) -> Result<Vec<(RgbImage, RgbImage)>> {
@@ -46,14 +44,14 @@ fn pictures(files: &Files, runtime: &Runtime) -> Result<Vec<(RgbImage, RgbImage)
     };
     let mut trials = trials(&toybox_trials::world(), 1, 0)?;
     trials.truncate(TOYS);
-    let images = toybox_trials::paint(&pipeline, &trials, &settings, true, &mut || Ok(()))?;
+    let requests = toybox_trials::requests(&trials, settings.size, true);
+    let images = pipeline.paint(&requests, &settings, None, &mut || Ok(()))?.images;
     Ok(trials.iter().map(|trial| toybox_trials::reference(trial, settings.size)).zip(images).collect())
 }
 
 fn reconstructions(files: &Files, runtime: &Runtime) -> Result<Vec<(RgbImage, RgbImage)>> {
     let config: VaeConfig = files.json("vae/config.json")?;
-    let (tensors, origin) = files.tensors("vae")?;
-    let (vae, _) = Vae::new(&config, Params::checkpoint(tensors, origin, &runtime.device, DType::F32, false))?;
+    let (vae, _) = Vae::new(&config, files.params("vae", runtime, false)?)?;
     let source = HeldOutToys { images: 1, size: config.sample_size.unwrap_or(64) as u32 };
     let mut originals = Vec::new();
     for set_idx in 0..TOYS {

@@ -1,11 +1,10 @@
 //! The toybox protocol's trials on a model: what `eval` measures and what `train` shows at every checkpoint.
 
-use anyhow::Result;
 use image::RgbImage;
 
 use crate::eval::{Label, Trial, World};
 use crate::rng::Rng;
-use crate::sample::{Pipeline, Reference, SampleSettings, SetRequest};
+use crate::sample::{Reference, SetRequest};
 use crate::synth::toybox::{EVAL_SUBJECTS, Kind, Scene, Subject, WORDINGS, caption, draw};
 
 /// The 64 evaluation toys in the twelve scenes.
@@ -29,24 +28,15 @@ pub fn reference(trial: &Trial, size: usize) -> RgbImage {
     picture(trial.reference(), trial.seed, size as u32)
 }
 
-/// The model's pictures of all trials; without references the prompt is all it has.
-pub fn paint(
-    pipeline: &Pipeline,
-    trials: &[Trial],
-    settings: &SampleSettings,
-    has_references: bool,
-    on_step: &mut dyn FnMut() -> Result<()>,
-) -> Result<Vec<RgbImage>> {
-    let requests: Vec<SetRequest> = trials
-        .iter()
-        .map(|trial| {
-            let reference = || Reference { image: reference(trial, settings.size), caption: String::new() };
-            SetRequest {
-                references: has_references.then(reference).into_iter().collect(),
-                prompts: vec![caption(Kind::ALL[trial.kind], Scene::ALL[trial.prompt_scene], trial.wording)],
-                seeds: vec![trial.seed],
-            }
-        })
-        .collect();
-    Ok(pipeline.paint(&requests, settings, None, on_step)?.images)
+/// What a model is asked to paint in these trials; without references the prompt is all it has.
+pub fn requests(trials: &[Trial], size: usize, has_references: bool) -> Vec<SetRequest> {
+    let request = |trial: &Trial| {
+        let reference = || Reference { image: reference(trial, size), caption: String::new() };
+        SetRequest {
+            references: has_references.then(reference).into_iter().collect(),
+            prompts: vec![caption(Kind::ALL[trial.kind], Scene::ALL[trial.prompt_scene], trial.wording)],
+            seeds: vec![trial.seed],
+        }
+    };
+    trials.iter().map(request).collect()
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use super::preview;
 use crate::cli::TrainArgs;
@@ -18,6 +18,7 @@ use crate::{config, report, train};
 
 pub fn run(args: TrainArgs) -> Result<()> {
     let settings: TrainConfig = config::load(&args.config, &args.overrides)?;
+    settings.validate().with_context(|| args.config.display().to_string())?;
     if args.dry_run {
         return Ok(report::result(config::to_toml(&settings)?.trim_end())?);
     }

@@ -8,6 +8,7 @@ use image::imageops::{self, FilterType};
 use image::{GenericImageView, ImageBuffer, Pixel, RgbImage};
 
 use super::decode::{Notice, decode};
+use crate::whole_file::write_whole;
 
 /// How a picture that is no square becomes one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -100,6 +101,13 @@ pub fn resized<P: Pixel<Subpixel = u8> + 'static>(
         std::cmp::Ordering::Less => FilterType::CatmullRom,
     };
     imageops::resize(image, side, side, filter)
+}
+
+/// Writes a picture as PNG, whole or not at all.
+pub fn write_png(path: &Path, picture: &RgbImage) -> Result<()> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, image::ImageFormat::Png).with_context(|| path.display().to_string())?;
+    write_whole(path, bytes.get_ref())
 }
 
 #[cfg(test)]

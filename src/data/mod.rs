@@ -17,7 +17,7 @@ pub mod sources;
 
 pub use self::dataset::Dataset;
 pub use self::decode::{Decoded, Notice, decode};
-pub use self::image::{Fit, load_reference, middle_square, resized};
+pub use self::image::{Fit, load_reference, middle_square, resized, write_png};
 pub use self::members::{Layout, Members, members_from_set, set_from_members};
 pub use self::tensors::{images_from_tensor, tensor_from_images};
 pub use loader::{Loader, LoaderSettings};

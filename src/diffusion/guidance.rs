@@ -1,6 +1,5 @@
 //! Guidance: which variants of the conditions the network is asked for, and how its answers are combined (§3.3).
 
-use anyhow::{Result, ensure};
 use candle_core::{Result as CandleResult, Tensor};
 
 /// One variant of the conditions; what is not kept is null (the empty prompt; mask 1 and reference 0).
@@ -57,18 +56,6 @@ impl Guidance {
             ) => (base + ((half - base)? * first)?)? + ((full - half)? * second)?,
             _ => candle_core::bail!("guidance: {} predictions do not fit {self:?}", predictions.len()),
         }
-    }
-
-    /// Scales must be finite.
-    pub fn validate(self) -> Result<Self> {
-        let (a, b) = match self {
-            Self::Joint { scale } | Self::TextOnly { scale } => (scale, scale),
-            Self::TextFirst { text_scale, image_scale } | Self::ImageFirst { text_scale, image_scale } => {
-                (text_scale, image_scale)
-            }
-        };
-        ensure!(a.is_finite() && b.is_finite(), "guidance scales must be finite, not {a} and {b}");
-        Ok(self)
     }
 }
 

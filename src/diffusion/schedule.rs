@@ -19,7 +19,7 @@ pub struct ScheduleConfig {
     pub steps_offset: usize,
     /// Whether the step to the picture itself assumes ᾱ = 1, instead of ᾱ₀.
     pub set_alpha_to_one: bool,
-    /// Pixel-space models clip the predicted picture; latent ones must not.
+    /// Must be false: only pixel-space models clip the predicted picture. Written out because diffusers' own default is true.
     pub clip_sample: bool,
 }
 
@@ -78,6 +78,7 @@ pub struct NoiseSchedule {
 impl NoiseSchedule {
     pub fn new(config: &ScheduleConfig) -> Result<Self> {
         let steps = config.num_train_timesteps;
+        ensure!(!config.clip_sample, "scheduler config: clip_sample is for pixel-space models; set it to false");
         ensure!(steps > 1, "scheduler config: num_train_timesteps must be at least 2, not {steps}");
         let between = |low: f64, high: f64, i: usize| low + (high - low) * i as f64 / (steps - 1) as f64;
         let mut product = 1.0;
@@ -133,13 +134,33 @@ impl NoiseSchedule {
     /// # Shapes
     /// - clean, noise `[b, ..]`, timesteps b of them → `[b, ..]`
     pub fn add_noise(&self, clean: &Tensor, noise: &Tensor, timesteps: &[usize]) -> CandleResult<Tensor> {
-        let mut shape = vec![1; clean.rank()];
+        let (signal, spread) = self.factors(clean, timesteps)?;
+        clean.broadcast_mul(&signal)? + noise.broadcast_mul(&spread)?
+    }
+
+    /// What the network is to predict: ε, or v = √ᾱ_t·ε − √(1−ᾱ_t)·x₀.
+    ///
+    /// # Shapes
+    /// - as [`NoiseSchedule::add_noise`]
+    pub fn target(&self, clean: &Tensor, noise: &Tensor, timesteps: &[usize]) -> CandleResult<Tensor> {
+        match self.config.prediction_type {
+            PredictionType::Epsilon => Ok(noise.clone()),
+            PredictionType::VPrediction => {
+                let (signal, spread) = self.factors(clean, timesteps)?;
+                noise.broadcast_mul(&signal)? - clean.broadcast_mul(&spread)?
+            }
+        }
+    }
+
+    /// √ᾱ_t and √(1−ᾱ_t), shaped to multiply `like`.
+    fn factors(&self, like: &Tensor, timesteps: &[usize]) -> CandleResult<(Tensor, Tensor)> {
+        let mut shape = vec![1; like.rank()];
         shape[0] = timesteps.len();
         let factor = |f: &dyn Fn(f64) -> f64| {
             let values: Vec<f32> = timesteps.iter().map(|&t| f(self.alphas_cumprod[t]).sqrt() as f32).collect();
-            Tensor::from_vec(values, shape.as_slice(), clean.device())?.to_dtype(clean.dtype())
+            Tensor::from_vec(values, shape.as_slice(), like.device())?.to_dtype(like.dtype())
         };
-        clean.broadcast_mul(&factor(&|alpha| alpha)?)? + noise.broadcast_mul(&factor(&|alpha| 1.0 - alpha)?)?
+        Ok((factor(&|alpha| alpha)?, factor(&|alpha| 1.0 - alpha)?))
     }
 }
 
@@ -174,6 +195,21 @@ mod tests {
         assert_eq!(schedule().sampling_timesteps(4).unwrap(), [751, 501, 251, 1]);
         assert!(schedule().sampling_timesteps(0).is_err());
         assert!(schedule().sampling_timesteps(1001).is_err());
+    }
+
+    #[test]
+    fn the_velocity_and_the_noisy_latents_give_back_the_clean_ones() {
+        let config = ScheduleConfig { prediction_type: PredictionType::VPrediction, ..Default::default() };
+        let schedule = NoiseSchedule::new(&config).unwrap();
+        let tensor = |value: f32| Tensor::from_slice(&[value], (1, 1, 1, 1), &candle_core::Device::Cpu).unwrap();
+        let (clean, noise) = (tensor(0.7), tensor(-1.3));
+        for t in [0, 400, 999] {
+            let value = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0] as f64;
+            let noisy = value(schedule.add_noise(&clean, &noise, &[t]).unwrap());
+            let velocity = value(schedule.target(&clean, &noise, &[t]).unwrap());
+            let alpha = schedule.alpha_cumprod(t);
+            assert!((alpha.sqrt() * noisy - (1.0 - alpha).sqrt() * velocity - 0.7).abs() < 1e-6);
+        }
     }
 
     #[test]

@@ -8,6 +8,9 @@ use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor, safetensors::MmapedSafetensors};
 use serde::de::DeserializeOwned;
 
+use super::params::Params;
+use crate::device::Runtime;
+
 /// Where the files of a model are.
 #[derive(Clone, Debug)]
 pub enum Files {
@@ -57,9 +60,15 @@ impl Files {
         serde_json::from_slice(&self.bytes(name)?).with_context(|| self.describe(name))
     }
 
+    /// The parameters of a component (`unet`, `vae`, `text_encoder`) where and how the networks run.
+    pub fn params(&self, component: &str, runtime: &Runtime, is_trainable: bool) -> Result<Params> {
+        let (tensors, origin) = self.tensors(component)?;
+        Ok(Params::checkpoint(tensors, origin, &runtime.device, runtime.dtype, is_trainable))
+    }
+
     /// All tensors of a component (`unet`, `vae`, `text_encoder`) on the CPU in the file's dtype, and the file's name.
     pub fn tensors(&self, component: &str) -> Result<(BTreeMap<String, Tensor>, String)> {
-        let stem = if component.starts_with("text_encoder") { "model" } else { "diffusion_pytorch_model" };
+        let stem = weights_stem(component);
         for variant in ["", ".fp16"] {
             let single = format!("{component}/{stem}{variant}.safetensors");
             if self.contains(&single) {
@@ -94,6 +103,11 @@ impl Files {
         tensors.retain(|name, _| !name.ends_with("position_ids"));
         Ok(tensors)
     }
+}
+
+/// The name of a component's weight file, without suffix.
+pub fn weights_stem(component: &str) -> &'static str {
+    if component.starts_with("text_encoder") { "model" } else { "diffusion_pytorch_model" }
 }
 
 #[derive(serde::Deserialize)]

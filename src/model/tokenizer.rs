@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence, replace::ReplacePattern};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -39,6 +39,10 @@ pub struct Prompt {
 impl Tokenizer {
     /// Reads `tokenizer/` of a model; prompts are cut and padded to `length` tokens.
     pub fn read(files: &Files, length: usize) -> Result<Self> {
+        ensure!(
+            length > 2,
+            "text encoder config: max_position_embeddings {length} leaves no room for text; at least 3"
+        );
         let inner = if files.contains("tokenizer/vocab.json") {
             from_vocabulary(&files.text("tokenizer/vocab.json")?, &files.text("tokenizer/merges.txt")?)
         } else {

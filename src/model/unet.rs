@@ -45,6 +45,13 @@ impl JointUnet {
         let shape = |level: usize, inputs: usize, is_last: bool, kind: &str| -> Result<LevelShape> {
             let heads = config.num_attention_heads.as_ref().unwrap_or(&config.attention_head_dim).at(level);
             let layers = config.transformer_layers_per_block.at(level);
+            if let Some(heads) = heads {
+                ensure!(
+                    heads > 0 && widths[level].is_multiple_of(heads),
+                    "unet config: {heads} heads (attention_head_dim) do not divide the {} channels of level {level}",
+                    widths[level]
+                );
+            }
             Ok(LevelShape {
                 inputs,
                 outputs: widths[level],

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use candle_core::Tensor;
 use serde::Serialize;
 
-use super::files::Files;
+use super::files::{Files, weights_stem};
 use crate::whole_file::write_whole;
 
 /// Writes a file whole or not at all, and the folders that lead to it.
@@ -46,9 +46,19 @@ pub fn write_component(
     tensors: &BTreeMap<String, Tensor>,
 ) -> Result<()> {
     let folder = folder.join(component);
-    let stem = if component.starts_with("text_encoder") { "model" } else { "diffusion_pytorch_model" };
     write_json(&folder.join("config.json"), config)?;
-    write_tensors(&folder.join(format!("{stem}.safetensors")), tensors, &[])
+    write_tensors(&folder.join(format!("{}.safetensors", weights_stem(component))), tensors, &[])
+}
+
+/// Copies the files of a tokenizer that the model has.
+pub fn copy_tokenizer(files: &Files, folder: &Path) -> Result<()> {
+    for name in ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"] {
+        let name = format!("tokenizer/{name}");
+        if files.contains(&name) {
+            copy_file(files, &name, folder)?;
+        }
+    }
+    Ok(())
 }
 
 /// `model_index.json`: which class of which library reads each component that the folder holds.

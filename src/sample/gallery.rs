@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use image::{RgbImage, imageops};
 use serde_json::Value;
 
@@ -47,9 +47,10 @@ impl Gallery {
         Ok(Self { folder: out.to_owned(), only: None, next })
     }
 
-    /// The file that the next picture would replace; None where nothing is lost.
-    pub fn replaces(&self) -> Option<&Path> {
-        self.only.as_deref().filter(|path| path.exists())
+    /// The file that the next picture or its settings would replace; None where nothing is lost.
+    pub fn replaces(&self) -> Option<PathBuf> {
+        let picture = self.only.clone()?;
+        [picture.with_extension("json"), picture].into_iter().rev().find(|path| path.exists())
     }
 
     /// Writes a picture with its settings inside and beside it, each file whole.
@@ -91,6 +92,7 @@ fn check_writable(folder: &Path) -> Result<()> {
 /// Fails where a file of this path could not be written.
 pub fn check_file_writable(path: &Path) -> Result<()> {
     let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    ensure!(!path.is_dir(), "{}: is a folder; name a file", path.display());
     check_writable(folder).with_context(|| format!("{}: cannot be written", path.display()))
 }
 

@@ -11,7 +11,6 @@ use crate::data::{images_from_tensor, tensor_from_images};
 use crate::device::Runtime;
 use crate::diffusion::{Branch, Guidance, NoiseSchedule, Sampler, ScheduleConfig};
 use crate::invalid::invalid;
-use crate::model::params::Params;
 use crate::model::{Files, JointUnet, TextConfig, TextEncoder, Tokenizer, UnetConfig, Vae, VaeConfig};
 use crate::shape::SetShape;
 
@@ -67,10 +66,7 @@ pub struct Painted {
 impl Pipeline {
     /// Loads all parts. `is_coupled` false leaves every image's self-attention to itself.
     pub fn load(files: &Files, runtime: &Runtime, is_coupled: bool) -> Result<Self> {
-        let params = |component: &str| {
-            let (tensors, origin) = files.tensors(component)?;
-            anyhow::Ok(Params::checkpoint(tensors, origin, &runtime.device, runtime.dtype, false))
-        };
+        let params = |component| files.params(component, runtime, false);
         let unet_config: UnetConfig = files.json("unet/config.json")?;
         let vae_config: VaeConfig = files.json("vae/config.json")?;
         let text_config: TextConfig = files.json("text_encoder/config.json")?;

@@ -44,10 +44,7 @@ impl AutoencoderObjective {
         let vae_config: VaeConfig = architecture.json("vae/config.json")?;
         let params = match &config.model.start_from {
             None => Params::random(config.seed, &runtime.device, DType::F32),
-            Some(folder) => {
-                let (tensors, origin) = Files::Folder(folder.clone()).tensors("vae")?;
-                Params::checkpoint(tensors, origin, &runtime.device, DType::F32, true)
-            }
+            Some(folder) => Files::Folder(folder.clone()).params("vae", runtime, true)?,
         };
         let (vae, own) = Vae::new(&vae_config, params)?;
         if config.model.start_from.is_none() {

@@ -15,7 +15,7 @@ use crate::device::Runtime;
 use crate::diffusion::{NoiseSchedule, ScheduleConfig, mse};
 use crate::invalid::invalid;
 use crate::model::params::{NamedVars, Params};
-use crate::model::write::{copy_file, write_component, write_json, write_model_index};
+use crate::model::write::{copy_tokenizer, write_component, write_json, write_model_index};
 use crate::model::{Files, JointUnet, TextConfig, TextEncoder, Tokenizer, UnetConfig, Vae, VaeConfig};
 use crate::rng::Rng;
 use crate::shape::SetShape;
@@ -75,10 +75,7 @@ impl JointObjective {
         );
         let params = |component: &str, seed: u64| match &config.model.start_from {
             None => Ok(Params::random(seed, &runtime.device, DType::F32)),
-            Some(folder) => {
-                let (tensors, origin) = Files::Folder(folder.clone()).tensors(component)?;
-                anyhow::Ok(Params::checkpoint(tensors, origin, &runtime.device, DType::F32, true))
-            }
+            Some(folder) => Files::Folder(folder.clone()).params(component, runtime, true),
         };
         let (unet, unet_vars) = JointUnet::new(&unet_config, params("unet", config.seed)?)?;
         let (text, text_vars) = TextEncoder::new(&text_config, params("text_encoder", config.seed ^ 1)?)?;
@@ -91,8 +88,7 @@ impl JointObjective {
             vae_folder.ok_or_else(|| invalid("model.vae: missing; the joint objective needs a trained VAE"))?;
         let vae_files = Files::Folder(vae_folder);
         let vae_config: VaeConfig = vae_files.json("vae/config.json")?;
-        let (tensors, origin) = vae_files.tensors("vae")?;
-        let (vae, _) = Vae::new(&vae_config, Params::checkpoint(tensors, origin, &runtime.device, DType::F32, false))?;
+        let (vae, _) = Vae::new(&vae_config, vae_files.params("vae", runtime, false)?)?;
         ensure!(
             vae_config.latent_channels == unet_config.latent_channels(),
             "model.vae: its latents have {} channels, the U-Net wants {}",
@@ -162,7 +158,8 @@ impl JointObjective {
     }
 }
 
-/// Equation 2: mean squared error of the predicted noise over all images of all sets.
+/// Equation 2: mean squared error of the predicted noise (or velocity, where the schedule says so) over all images of all
+/// sets.
 fn loss_of(
     unet: &JointUnet,
     text: &TextEncoder,
@@ -185,7 +182,8 @@ fn loss_of(
     let timesteps = Tensor::from_vec(timesteps, shape.sets, device)?;
     let context = text.forward(&tokens)?;
     let prediction = unet.forward(&input.to_device(device)?, &timesteps, &context, shape)?;
-    Ok(mse(&prediction, &batch.noise.to_device(device)?)?)
+    let target = schedule.target(&batch.clean, &batch.noise, &per_image)?;
+    Ok(mse(&prediction, &target.to_device(device)?)?)
 }
 
 /// Held-out sets with the first image given, at timesteps spread evenly.
@@ -228,12 +226,7 @@ impl Objective for JointObjective {
         write_component(folder, "text_encoder", &self.text_config, &component(weights, "text_encoder"))?;
         let vae_config: serde_json::Value = self.vae_files.json("vae/config.json")?;
         write_component(folder, "vae", &vae_config, &self.vae_files.tensors("vae")?.0)?;
-        for name in ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"] {
-            let name = format!("tokenizer/{name}");
-            if self.architecture.contains(&name) {
-                copy_file(&self.architecture, &name, folder)?;
-            }
-        }
+        copy_tokenizer(&self.architecture, folder)?;
         write_json(&folder.join("scheduler/scheduler_config.json"), self.schedule.config())?;
         write_model_index(folder)
     }

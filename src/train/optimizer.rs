@@ -57,17 +57,19 @@ impl Optimizer {
     /// One update. Every parameter must have a finite gradient: one without it would silently never train.
     pub fn update(&mut self, mut gradients: GradStore) -> Result<Update> {
         let mut own = Vec::with_capacity(self.slots.len());
-        let mut square_sum = 0.0;
+        let mut square_sums = Vec::with_capacity(self.slots.len());
         for (name, slot) in &self.slots {
             let gradient = gradients
                 .remove(slot.parameter.as_tensor())
                 .with_context(|| format!("parameter {name} got no gradient; the network does not use it"))?
                 .detach();
-            square_sum += gradient.sqr()?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+            square_sums.push(gradient.sqr()?.sum_all()?);
             own.push(gradient);
         }
         drop(gradients);
-        let gradient_norm = square_sum.sqrt();
+        // Stacked, so that a GPU is waited for once.
+        let square_sums = Tensor::stack(&square_sums, 0)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+        let gradient_norm = square_sums.iter().sum::<f64>().sqrt();
         if !gradient_norm.is_finite() {
             bail!("the gradient of step {} is not finite; {REMEDY}", self.step);
         }
@@ -93,6 +95,17 @@ impl Optimizer {
     /// The averaged weights: what is validated, sampled from and written as the model.
     pub fn averaged(&self) -> Weights {
         self.slots.iter().map(|(name, slot)| (name.clone(), slot.moments.ema.as_detached_tensor())).collect()
+    }
+
+    /// Whether every parameter is still a number; a diverged run's state is not worth keeping.
+    pub fn is_finite(&self) -> Result<bool> {
+        for slot in self.slots.values() {
+            let sum = slot.parameter.as_detached_tensor().abs()?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+            if !sum.is_finite() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Everything that the next update depends on: `parameter.`, `first.`, `second.` and `ema.` of each name.

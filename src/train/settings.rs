@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
+
+use crate::invalid::invalid;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -192,6 +195,53 @@ fn default_keep() -> usize {
     2
 }
 
+impl TrainConfig {
+    /// Refuses values that no run can have, with the setting's name and range.
+    pub fn validate(&self) -> Result<()> {
+        let (optimizer, joint) = (&self.optimizer, &self.joint);
+        let from_zero = 0.0..f64::INFINITY;
+        for (name, value, range) in [
+            ("optimizer.lr", optimizer.lr, from_zero.clone()),
+            ("optimizer.eps", optimizer.eps, f64::MIN_POSITIVE..f64::INFINITY),
+            ("optimizer.beta1", optimizer.beta1, 0.0..1.0),
+            ("optimizer.beta2", optimizer.beta2, 0.0..1.0),
+            ("optimizer.weight_decay", optimizer.weight_decay, from_zero.clone()),
+            ("optimizer.clip_norm", optimizer.clip_norm, from_zero.clone()),
+            ("optimizer.ema_decay", optimizer.ema_decay, 0.0..1.0),
+            ("autoencoder.kl_weight", self.autoencoder.kl_weight, from_zero.clone()),
+            ("autoencoder.outline_weight", self.autoencoder.outline_weight, from_zero),
+        ] {
+            if !range.contains(&value) {
+                return Err(invalid(format!("{name} = {value}: must lie in [{}, {})", range.start, range.end)));
+            }
+        }
+        for (name, value) in [
+            ("joint.mask_probability", joint.mask_probability),
+            ("joint.set_text_dropout", joint.set_text_dropout),
+            ("joint.image_text_dropout", joint.image_text_dropout),
+        ] {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(invalid(format!("{name} = {value}: is a probability, so it must lie in [0, 1]")));
+            }
+        }
+        for (name, value) in [
+            ("run.steps", self.run.steps),
+            ("run.images_per_step", self.run.images_per_step as u64),
+            ("data.size", u64::from(self.data.size)),
+            ("data.sets", self.data.sets as u64),
+            ("data.images", self.data.images as u64),
+        ] {
+            if value == 0 {
+                return Err(invalid(format!("{name} = 0: must be at least 1")));
+            }
+        }
+        if self.objective == ObjectiveKind::Joint && self.model.vae.is_none() {
+            return Err(invalid("model.vae: missing; the joint objective needs a trained VAE"));
+        }
+        Ok(())
+    }
+}
+
 impl OptimizerConfig {
     /// The learning rate of update `step` (from 0) of `steps`.
     pub fn lr_at(&self, step: u64, steps: u64) -> f64 {
@@ -217,6 +267,24 @@ impl OptimizerConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn impossible_values_are_refused_by_name() {
+        let text = "objective = 'autoencoder'\nmodel = { architecture = 'a' }\ndata = { source = 'toybox' }\n\
+                    run = { steps = 1, images_per_step = 4 }";
+        let good: TrainConfig = toml::from_str(text).unwrap();
+        good.validate().unwrap();
+        let refusal = |change: fn(&mut TrainConfig)| {
+            let mut config = good.clone();
+            change(&mut config);
+            config.validate().unwrap_err().to_string()
+        };
+        assert!(refusal(|c| c.optimizer.beta1 = 1.0).starts_with("optimizer.beta1 = 1: "));
+        assert!(refusal(|c| c.optimizer.lr = f64::NAN).starts_with("optimizer.lr = NaN: "));
+        assert!(refusal(|c| c.joint.mask_probability = 5.0).starts_with("joint.mask_probability = 5: "));
+        assert!(refusal(|c| c.run.images_per_step = 0).starts_with("run.images_per_step = 0: "));
+        assert!(refusal(|c| c.objective = ObjectiveKind::Joint).starts_with("model.vae: "));
+    }
 
     #[test]
     fn the_learning_rate_warms_up_and_decays() {

@@ -134,6 +134,12 @@ fn save(
     optimizer: &Optimizer,
     run: &RunFolder,
 ) -> Result<std::path::PathBuf> {
+    if !optimizer.is_finite()? {
+        bail!(
+            "the weights after {} steps are not finite; the last checkpoint stays as it was; {REMEDY}",
+            optimizer.step()
+        );
+    }
     let channel_order = match config.objective {
         ObjectiveKind::Joint => ["noisy", "mask", "reference"].map(String::from).to_vec(),
         ObjectiveKind::Autoencoder => vec![],
