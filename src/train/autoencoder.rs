@@ -8,6 +8,7 @@ use candle_core::{DType, Tensor};
 
 use super::objective::{Objective, Weights, component, frozen, merge};
 use super::settings::{AutoencoderConfig, TrainConfig};
+use super::whitening::whitened;
 use crate::data::tensor_from_images;
 use crate::data::{Loader, LoaderSettings, SetSource};
 use crate::device::Runtime;
@@ -135,12 +136,16 @@ impl Objective for AutoencoderObjective {
         Ok(self.loss_of(&self.validation, &decoded, &moments)?.to_scalar::<f32>()? as f64)
     }
 
-    /// The scaling factor is set so that the held-out latents have unit variance.
+    /// Channels that carry alike, and the scaling factor that gives the held-out latents unit variance.
     fn write(&self, folder: &Path, weights: &Weights) -> Result<()> {
-        let (vae, _) = Vae::new(&self.config, frozen(weights, "vae", &self.runtime.device))?;
-        let latents = vae.encode(&self.validation)?.mean.flatten_all()?;
+        let device = &self.runtime.device;
+        let (vae, _) = Vae::new(&self.config, frozen(weights, "vae", device))?;
+        let own = component(weights, "vae");
+        let white = whitened(&own, &vae.encode(&self.validation)?.mean)?;
+        let params = Params::checkpoint(white.clone(), "whitened vae", device, DType::F32, false);
+        let latents = Vae::new(&self.config, params)?.0.encode(&self.validation)?.mean.flatten_all()?;
         let variance = latents.broadcast_sub(&latents.mean_all()?)?.sqr()?.mean_all()?.to_scalar::<f32>()? as f64;
         let config = VaeConfig { scaling_factor: 1.0 / variance.sqrt().max(1e-6), ..self.config.clone() };
-        write_component(folder, "vae", &config, &component(weights, "vae")).context("autoencoder")
+        write_component(folder, "vae", &config, &white).context("autoencoder")
     }
 }

@@ -10,6 +10,7 @@ pub mod conditions;
 pub mod joint;
 pub mod latents;
 pub mod objective;
+mod whitening;
 
 pub mod optimizer;
 pub mod run_folder;
