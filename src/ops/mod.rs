@@ -23,7 +23,7 @@ pub use adamw::{AdamW, Moments};
 pub use attention::{Mask, attention};
 pub use conv::{Conv2d, conv2d};
 pub use linear::{add_per_image, linear};
-pub use memory::keep_freed_memory;
+pub use memory::{fit_threads, keep_freed_memory};
 pub use norm::{Activation, Groups, group_norm, layer_norm};
 pub use resample::{to_channels_first, to_channels_last, upsample2x};
 
