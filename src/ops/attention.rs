@@ -25,6 +25,9 @@ pub enum Mask {
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -> Result<Tensor> {
     let (b, l, width) = q.dims3()?;
     let s = k.dim(1)?;
+    if [b, l, s, width, heads].contains(&0) {
+        bail!("attention: q {:?}, k {:?} with {heads} heads leave nothing to attend to", q.dims(), k.dims());
+    }
     if width % heads != 0 || k.dims() != [b, s, width] || v.dims() != k.dims() || (mask == Mask::Causal && l != s) {
         bail!("attention: q {:?}, k {:?}, v {:?} with {heads} heads do not fit", q.dims(), k.dims(), v.dims());
     }
@@ -282,4 +285,20 @@ fn device_probabilities(q: &Tensor, k: &Tensor, first: usize, shape: Attention) 
 /// `[b, heads, rows, d]` → `[b, rows, heads·d]`.
 fn merged(x: &Tensor, rows: usize, shape: Attention) -> Result<Tensor> {
     x.transpose(1, 2)?.contiguous()?.reshape((shape.b, rows, shape.width()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_no_heads_no_queries_and_no_keys() {
+        // These divided by zero.
+        let zeros = |rows: usize| Tensor::zeros((1, rows, 4), DType::F32, &Device::Cpu).unwrap();
+        for (queries, keys, heads) in [(3, 3, 0), (0, 3, 2), (3, 0, 2)] {
+            let (q, kv) = (zeros(queries), zeros(keys));
+            let error = attention(&q, &kv, &kv, heads, Mask::None).unwrap_err().to_string();
+            assert!(error.contains("nothing to attend to"), "{error}");
+        }
+    }
 }

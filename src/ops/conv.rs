@@ -289,14 +289,19 @@ fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T> {
     dw
 }
 
-/// Candle's convolution, which is channel-first and pads both sides alike.
+/// Candle's convolution, which is channel-first and pads both sides alike. Its backward takes the number of rows and
+/// columns that a stride leaves over from the height alone, so here they are cut off before.
 fn on_device(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: Conv2d) -> Result<Tensor> {
     let [top, bottom, left, right] = conv.pad;
+    let k = weight.dim(2)?;
     let x = super::to_channels_first(x)?;
-    let y = if conv.pad == [top; 4] {
-        x.conv2d(weight, top, conv.stride, 1, 1)?
+    let y = if conv.stride == 1 && conv.pad == [top; 4] {
+        x.conv2d(weight, top, 1, 1, 1)?
     } else {
-        x.pad_with_zeros(2, top, bottom)?.pad_with_zeros(3, left, right)?.conv2d(weight, 0, conv.stride, 1, 1)?
+        let x = x.pad_with_zeros(2, top, bottom)?.pad_with_zeros(3, left, right)?;
+        let (_, _, h, w) = x.dims4()?;
+        let used = |size: usize| (size - k) / conv.stride * conv.stride + k;
+        x.narrow(2, 0, used(h))?.narrow(3, 0, used(w))?.contiguous()?.conv2d(weight, 0, conv.stride, 1, 1)?
     };
     let y = super::to_channels_last(&y)?;
     match bias {

@@ -169,8 +169,31 @@ impl<F: Backward> CustomOp3 for Grafted<F> {
     }
 }
 
+#[cfg(test)]
+thread_local! {
+    static COMPOSED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Runs `f` with the CPU kernels off on this thread: its operations are composed as on the other devices.
+#[cfg(test)]
+pub fn composed<R>(f: impl FnOnce() -> R) -> R {
+    struct KernelsBack;
+    impl Drop for KernelsBack {
+        fn drop(&mut self) {
+            COMPOSED.set(false);
+        }
+    }
+    COMPOSED.set(true);
+    let _back = KernelsBack;
+    f()
+}
+
 /// Whether the CPU kernels serve this tensor; the others go through Candle's primitives.
 pub fn on_cpu(x: &Tensor) -> bool {
+    #[cfg(test)]
+    if COMPOSED.get() {
+        return false;
+    }
     matches!(x.device(), Device::Cpu) && matches!(x.dtype(), DType::F32 | DType::F64)
 }
 

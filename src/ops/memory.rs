@@ -1,4 +1,24 @@
-//! How the C allocator treats large freed blocks.
+//! What the process settles about the machine's memory and CPUs before it computes.
+
+use std::{env, thread};
+
+/// Gives Candle's pool, and with it the kernels, one thread a CPU that this process may use. By itself Candle counts the
+/// machine's physical cores, whatever a container's quota or an affinity mask leaves of them, and threads that wait by
+/// spinning are very slow when they outnumber the CPUs. Call first thing in the process. `CANDLE_NUM_THREADS` and
+/// `RAYON_NUM_THREADS` override it; it does nothing where the number of CPUs is not known.
+pub fn fit_threads() {
+    let is_set = |name: &str| env::var_os(name).is_some();
+    if is_set(CANDLE_THREADS) || is_set("RAYON_NUM_THREADS") {
+        return;
+    }
+    if let Ok(cpus) = thread::available_parallelism() {
+        // SAFETY: nothing else reads or writes the environment meanwhile: this runs before the process has started a
+        // second thread.
+        unsafe { env::set_var(CANDLE_THREADS, cpus.to_string()) }
+    }
+}
+
+const CANDLE_THREADS: &str = "CANDLE_NUM_THREADS";
 
 /// Keeps freed memory in the process. glibc hands large blocks back to the system as soon as they are freed; activations
 /// are large, freed and asked for again at every layer, and each time the system must zero their pages anew. Call once, at

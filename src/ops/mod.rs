@@ -2,8 +2,8 @@
 //!
 //! Every one has gradients for all its inputs (several of Candle's own fused ones lose them without an error). On the
 //! CPU they are kernels in f32 or f64, multi-threaded, their matrix products done by the `gemm` crate; on other devices
-//! compositions of Candle's differentiable primitives. The tests at the end of each file hold the gradients to central
-//! differences in f64; `tests/parity.rs` holds both to PyTorch.
+//! compositions of Candle's differentiable primitives. `finite_differences.rs` holds the kernels' gradients to central
+//! differences in f64, `twins.rs` the compositions to the kernels, `tests/parity.rs` the kernels to PyTorch.
 
 mod graft;
 mod memory;
@@ -23,9 +23,11 @@ pub use adamw::{AdamW, Moments};
 pub use attention::{Mask, attention};
 pub use conv::{Conv2d, conv2d};
 pub use linear::{add_per_image, linear};
-pub use memory::keep_freed_memory;
+pub use memory::{fit_threads, keep_freed_memory};
 pub use norm::{Activation, Groups, group_norm, layer_norm};
 pub use resample::{to_channels_first, to_channels_last, upsample2x};
 
 #[cfg(test)]
 mod finite_differences;
+#[cfg(test)]
+mod twins;

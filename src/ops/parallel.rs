@@ -2,10 +2,16 @@
 //!
 //! The threads are Candle's (`CANDLE_NUM_THREADS`): between the many short sections of a network they wait by spinning for
 //! about a millisecond, where a work-stealing pool would put them to sleep and pay for waking them at every section.
-//! Sections must not nest.
+//! A section inside a part of another runs on its own thread alone. No tensor operation may be called inside a part:
+//! Candle's element-wise ones share out long tensors among the same threads, and on the calling thread they would wait
+//! for the section that they are part of.
 
-use std::ops::Range;
-use std::sync::Mutex;
+use std::{
+    cell::Cell,
+    ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::Mutex,
+};
 
 use candle_core::utils::barrier_pool;
 
@@ -14,19 +20,49 @@ pub fn parts(items: usize, grain: usize) -> usize {
     (barrier_pool().n_workers() + 1).min(items / grain.max(1)).max(1)
 }
 
-/// Calls `f(part)` for each of `parts` parts, each on its own thread.
+/// Calls `f(part)` for each of `parts` parts, each on its own thread; inside another section's part, in order on this one.
+/// When parts panic, the first to do so is passed on after all have ended.
 fn on_threads(parts: usize, f: impl Fn(usize) + Sync) {
-    if parts == 1 {
-        return f(0);
+    if parts == 1 || IN_SECTION.get() {
+        return (0..parts).for_each(f);
     }
     let workers = barrier_pool().n_workers();
+    let first_panic = Mutex::new(None);
     // The calling thread is number `workers`; it takes the first part.
     barrier_pool().execute(|thread| {
         let part = if thread == workers { 0 } else { thread + 1 };
         if part < parts {
-            f(part);
+            let _section = Section::enter();
+            // A panic that left this closure would poison the pool's lock, and with it every later section. What `f`
+            // left half done is not seen: the panic goes on below.
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| f(part))) {
+                first_panic.lock().expect("no panic while held").get_or_insert(panic);
+            }
         }
     });
+    if let Some(panic) = first_panic.into_inner().expect("no panic while held") {
+        resume_unwind(panic);
+    }
+}
+
+thread_local! {
+    static IN_SECTION: Cell<bool> = const { Cell::new(false) };
+}
+
+/// This thread works on a part until this is dropped.
+struct Section;
+
+impl Section {
+    fn enter() -> Self {
+        IN_SECTION.set(true);
+        Self
+    }
+}
+
+impl Drop for Section {
+    fn drop(&mut self) {
+        IN_SECTION.set(false);
+    }
 }
 
 /// The `part`-th of `parts` nearly equal ranges of `0..items`.
@@ -80,5 +116,45 @@ impl<T> Disjoint<T> {
     /// The address of element `index`; the caller answers for bounds and disjointness.
     pub fn at(&self, index: usize) -> *mut T {
         self.0.wrapping_add(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device, Tensor};
+
+    /// Calls a section with as many parts as there are threads.
+    fn sum_to(n: usize) -> usize {
+        map(n, 1, |range| range.sum::<usize>()).into_iter().sum()
+    }
+
+    #[test]
+    fn a_panic_in_a_part_is_passed_on_and_leaves_the_threads_usable() {
+        // It used to poison the lock of Candle's pool: every later operation of the process panicked.
+        let parts = parts(1000, 1);
+        for guilty in [0, parts - 1] {
+            let section = || map(1000, 1, |range| assert!(range.start != guilty * 1000 / parts, "part {guilty}"));
+            let panic = catch_unwind(section).expect_err("the panic is passed on");
+            assert_eq!(panic.downcast_ref::<String>(), Some(&format!("part {guilty}")));
+            assert_eq!(sum_to(1000), 499_500);
+            // Long enough for Candle to share it out itself.
+            let ones = Tensor::ones(200_000, DType::F32, &Device::Cpu).unwrap();
+            assert_eq!(ones.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap(), 200_000.0);
+        }
+    }
+
+    #[test]
+    fn a_section_inside_a_part_gives_what_it_gives_outside() {
+        // It used to wait for itself for ever.
+        let nested: Vec<usize> = map(8, 1, |range| range.map(sum_to).collect::<Vec<_>>()).concat();
+        assert_eq!(nested, (0..8).map(sum_to).collect::<Vec<_>>());
+        let mut rows = vec![0; 64];
+        for_rows(&mut rows, 8, 1, |range, rows| {
+            let first = range.start * 8;
+            for_rows(rows, 1, 1, |range, row| row.iter_mut().zip(range).for_each(|(v, i)| *v = first + i));
+        });
+        assert_eq!(rows, (0..64).collect::<Vec<_>>());
+        assert!(!IN_SECTION.get());
     }
 }
