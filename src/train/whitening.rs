@@ -85,15 +85,17 @@ fn cholesky(matrix: &[Vec<f64>]) -> Result<Matrix> {
     Ok(lower)
 }
 
+/// Row by row: the i-th is (e_i − Σ_{k<i} L_ik · row k) / L_ii.
 fn inverse_of_lower(lower: &[Vec<f64>]) -> Matrix {
-    let n = lower.len();
-    let mut inverse = vec![vec![0.0; n]; n];
-    for column in 0..n {
-        for i in column..n {
-            let unit = if i == column { 1.0 } else { 0.0 };
-            let rest = unit - (column..i).map(|k| lower[i][k] * inverse[k][column]).sum::<f64>();
-            inverse[i][column] = rest / lower[i][i];
+    let mut inverse: Matrix = Vec::with_capacity(lower.len());
+    for (i, factors) in lower.iter().enumerate() {
+        let mut row = vec![0.0; lower.len()];
+        row[i] = 1.0;
+        for (factor, known) in factors.iter().zip(&inverse) {
+            row.iter_mut().zip(known).for_each(|(value, known)| *value -= factor * known);
         }
+        row.iter_mut().for_each(|value| *value /= factors[i]);
+        inverse.push(row);
     }
     inverse
 }
