@@ -189,7 +189,7 @@ fn settings_that_cannot_be_trained_with_exit_2() {
     let config = world.config_file(Joint);
     for (setting, named) in [
         ("run.images_per_step=5", "run.images_per_step 5"),
-        ("run.images_per_step=0", "run.images_per_step 0"),
+        ("run.images_per_step=0", "run.images_per_step = 0"),
         ("joint.set_sizes=[]", "joint.set_sizes"),
     ] {
         let ended = start(&world, &config, &[setting]);
