@@ -2,9 +2,9 @@
 
 use std::{env, thread};
 
-/// Gives Candle's pool, and with it the kernels, one thread a CPU that this process may use. By itself Candle counts the
-/// machine's physical cores, whatever a container's quota or an affinity mask leaves of them, and threads that wait by
-/// spinning are very slow when they outnumber the CPUs. Call first thing in the process. `CANDLE_NUM_THREADS` and
+/// Gives Candle's pool, and with it the kernels, a thread a physical core, but no more than the CPUs that this process may
+/// use. By itself Candle counts the machine's cores, whatever a container's quota or an affinity mask leaves of them, and
+/// threads that wait by spinning are very slow when they outnumber the CPUs. Call first thing in the process. `CANDLE_NUM_THREADS` and
 /// `RAYON_NUM_THREADS` override it; it does nothing where the number of CPUs is not known.
 pub fn fit_threads() {
     let is_set = |name: &str| env::var_os(name).is_some();
@@ -12,9 +12,10 @@ pub fn fit_threads() {
         return;
     }
     if let Ok(cpus) = thread::available_parallelism() {
+        let threads = cpus.get().min(candle_core::utils::get_num_threads());
         // SAFETY: nothing else reads or writes the environment meanwhile: this runs before the process has started a
         // second thread.
-        unsafe { env::set_var(CANDLE_THREADS, cpus.to_string()) }
+        unsafe { env::set_var(CANDLE_THREADS, threads.to_string()) }
     }
 }
 
