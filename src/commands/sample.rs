@@ -37,6 +37,8 @@ pub fn run(args: SampleArgs) -> Result<()> {
     let size = args.size.unwrap_or(pipeline.native_size());
     pipeline.check_size(size)?;
     let cli::Sampler::Ddim = args.sampler;
+    // The format that `Runtime::open` gives; another one must be chosen here.
+    let cli::Dtype::F32 = args.dtype;
     let settings = SampleSettings { sampler: Sampler::Ddim, steps: args.steps, guidance, size };
     if let Some(given) = &given {
         given.validate(n_pictures, shown.len(), args.steps, pipeline.latent_shape(size))?;

@@ -9,8 +9,7 @@ use candle_core::{DType, Tensor};
 use super::objective::{Objective, Weights, component, frozen, merge};
 use super::settings::{AutoencoderConfig, TrainConfig};
 use super::whitening::whitened;
-use crate::data::tensor_from_images;
-use crate::data::{Loader, LoaderSettings, SetSource};
+use crate::data::{Loader, LoaderSettings, SetSource, tensor_from_images};
 use crate::device::Runtime;
 use crate::model::params::{NamedVars, Params};
 use crate::model::vae::Moments;
@@ -61,6 +60,9 @@ impl AutoencoderObjective {
         };
         let mut held_out = Vec::new();
         for set_idx in 0..validation.n_sets() {
+            if held_out.len() >= VALIDATION_IMAGES {
+                break;
+            }
             held_out.extend(validation.read(set_idx)?.images);
         }
         held_out.truncate(VALIDATION_IMAGES);
@@ -78,8 +80,7 @@ impl AutoencoderObjective {
         })
     }
 
-    /// Squared error (which colours need: with the absolute one alone a toy of any colour comes out brown for thousands of
-    /// steps) + absolute error, of pixels and of edges (which outlines need) + KL.
+    /// Squared error, absolute error of pixels and of edges (for outlines), and KL.
     fn loss_of(&self, images: &Tensor, decoded: &Tensor, moments: &Moments) -> Result<Tensor> {
         let difference = (decoded - images)?;
         let (h, w) = (difference.dim(2)?, difference.dim(3)?);
