@@ -8,7 +8,7 @@ use crate::cli::{EvalArgs, EvalRow, Protocol};
 use crate::data::write_png;
 use crate::device::Runtime;
 use crate::diffusion::{Guidance, Sampler};
-use crate::eval::{Judge, JudgeSettings, Report, oracle, run as run_trials, sheet, trials};
+use crate::eval::{Judge, JudgeSettings, Label, Report, judge_pictures, oracle, run as run_trials, sheet, trials};
 use crate::interrupt::Interrupt;
 use crate::report;
 use crate::sample::{Pipeline, SampleSettings};
@@ -39,7 +39,10 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let draw = |label, variation| toybox_trials::picture(label, variation, settings.size as u32);
     let judge = Judge::fit(&world, &world.draw_all(0..judge_settings.variations, &draw), &judge_settings)?;
     let real = world.draw_all(ORACLE_VARIATION..ORACLE_VARIATION + 1, &draw);
-    let oracle_rows = oracle(&judge, &real, args.seed)?;
+    let mut oracle_rows = oracle(&judge, &real, args.seed)?;
+    let (pictures, wanted): (Vec<RgbImage>, Vec<Label>) = real.into_iter().map(|real| (real.image, real.label)).unzip();
+    let through_vae = coupled.reconstruct(&pictures, settings.size)?;
+    oracle_rows.push(judge_pictures("real pictures, through the VAE", &judge, &through_vae, &wanted)?);
 
     let mut trials = trials(&world, 1, args.seed)?;
     trials.retain(|trial| trial.toy < args.toys);

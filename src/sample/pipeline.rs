@@ -160,13 +160,32 @@ impl Pipeline {
             painted += batch.len() * n_targets;
         }
         let latents = Tensor::cat(&latents, 0)?; // [k, c, h, w]
-        let mut images = Vec::new();
-        let at_once = (64 * 64 * 64 / (size * size)).max(1);
-        for first in (0..latents.dim(0)?).step_by(at_once) {
-            let some = latents.narrow(0, first, at_once.min(latents.dim(0)? - first))?;
-            images.extend(images_from_tensor(&self.vae.decode(&some.contiguous()?.to_dtype(self.runtime.dtype)?)?)?);
+        Ok(Painted { images: self.decode(&latents, size)?, latents })
+    }
+
+    /// Pictures of `size` pixels through the VAE and back: as good as any picture that this model paints can be.
+    pub fn reconstruct(&self, images: &[RgbImage], size: usize) -> Result<Vec<RgbImage>> {
+        let mut seen = Vec::with_capacity(images.len());
+        for some in images.chunks(Self::images_at_once(size)) {
+            let pixels = tensor_from_images(some, &self.runtime.device)?.to_dtype(self.runtime.dtype)?;
+            seen.extend(self.decode(&self.vae.latents_from_images(&pixels)?, size)?);
         }
-        Ok(Painted { images, latents })
+        Ok(seen)
+    }
+
+    fn decode(&self, latents: &Tensor, size: usize) -> Result<Vec<RgbImage>> {
+        let (k, at_once) = (latents.dim(0)?, Self::images_at_once(size));
+        let mut images = Vec::with_capacity(k);
+        for first in (0..k).step_by(at_once) {
+            let some = latents.narrow(0, first, at_once.min(k - first))?.contiguous()?;
+            images.extend(images_from_tensor(&self.vae.decode(&some.to_dtype(self.runtime.dtype)?)?)?);
+        }
+        Ok(images)
+    }
+
+    /// How many pictures of `size` pixels go through the VAE together.
+    fn images_at_once(size: usize) -> usize {
+        (64 * 64 * 64 / (size * size)).max(1)
     }
 
     /// Steps that [`Pipeline::paint`] will report.
