@@ -2,6 +2,7 @@
 
 use candle_core::{D, Result, Tensor, bail};
 
+use super::buffer::unwritten;
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
 use super::parallel;
 use super::real::{Real, vectorised};
@@ -85,15 +86,15 @@ fn elementwise<T: Real>(
 ) -> Result<Tensor> {
     let x = x.contiguous()?;
     let values = with_values::<T, _>(&x, |x| {
-        let mut y = vec![T::ZERO; x.len()];
+        let mut y = unwritten(x.len());
         parallel::for_rows(&mut y, 1, GRAIN, |range, y| map_values(y, &x[range], f));
         y
     })?;
     graft(name, &[&x], (values, x.shape().clone()), move |inputs, _, gradient| {
         let dx = with_values::<T, _>(inputs[0], |x| {
             with_values::<T, _>(gradient, |dy| {
-                let mut dx = dy.to_vec();
-                parallel::for_rows(&mut dx, 1, GRAIN, |range, dx| scale_by(dx, &x[range], slope));
+                let mut dx = unwritten(x.len());
+                parallel::for_rows(&mut dx, 1, GRAIN, |range, dx| scale_by(dx, &x[range.clone()], &dy[range], slope));
                 dx
             })
         })??;
@@ -109,9 +110,9 @@ vectorised! {
 }
 
 vectorised! {
-    /// y = y·f(x).
-    fn scale_by[T: Real, F: Fn(T) -> T](y: &mut [T], x: &[T], f: F) {
-        y.iter_mut().zip(x).for_each(|(y, x)| *y *= f(*x));
+    /// dx = dy·slope(x).
+    fn scale_by[T: Real, F: Fn(T) -> T](dx: &mut [T], x: &[T], dy: &[T], slope: F) {
+        dx.iter_mut().zip(x.iter().zip(dy)).for_each(|(dx, (x, dy))| *dx = *dy * slope(*x));
     }
 }
 
@@ -143,7 +144,7 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
 }
 
 fn geglu_forward<T: Real>(x: &[T], d: usize) -> Vec<T> {
-    let mut y = vec![T::ZERO; x.len() / 2];
+    let mut y = unwritten(x.len() / 2);
     parallel::for_rows(&mut y, d, GRAIN / d + 1, |rows, y| {
         geglu_rows(y, &x[rows.start * 2 * d..rows.end * 2 * d], d);
     });
@@ -151,7 +152,7 @@ fn geglu_forward<T: Real>(x: &[T], d: usize) -> Vec<T> {
 }
 
 fn geglu_backward<T: Real>(x: &[T], dy: &[T], d: usize) -> Vec<T> {
-    let mut dx = vec![T::ZERO; x.len()];
+    let mut dx = unwritten(x.len());
     parallel::for_rows(&mut dx, 2 * d, GRAIN / d + 1, |rows, dx| {
         geglu_slopes(dx, &x[rows.start * 2 * d..rows.end * 2 * d], &dy[rows.start * d..rows.end * d], d);
     });

@@ -6,6 +6,7 @@
 
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 
+use super::buffer::unwritten;
 use super::graft::{for_float, graft, graft_tensor, on_cpu, tensor, with_values};
 use super::parallel;
 use super::real::{Matrix, Output, Real, matmul, vectorised};
@@ -105,13 +106,13 @@ impl Attention {
 /// The output and the logarithm of each query's denominator, `[b, heads, l]`.
 fn forward<T: Real>(q: &[T], k: &[T], v: &[T], shape: Attention) -> (Vec<T>, Vec<T>) {
     let Attention { b, l, s, heads, d, .. } = shape;
-    let mut out = vec![T::ZERO; q.len()];
-    let mut denominators = vec![T::ZERO; b * heads * l];
+    let mut out = unwritten(q.len());
+    let mut denominators = unwritten(b * heads * l);
     let (out_at, denominators_at) = (parallel::Disjoint::new(&mut out), parallel::Disjoint::new(&mut denominators));
     let tile = shape.tile();
     let tiles = l.div_ceil(tile);
     parallel::map(b * heads * tiles, 1, |range| {
-        let mut scores = vec![T::ZERO; tile * s];
+        let mut scores = unwritten(tile * s);
         for item in range {
             let (set, head, first) = (item / (tiles * heads), item / tiles % heads, item % tiles * tile);
             let rows = tile.min(l - first);
@@ -186,11 +187,11 @@ vectorised! {
 /// dq, dk, dv. With P the probabilities: dv = Pᵀ·dy, dP = dy·vᵀ, dS = P∘(dP − rowsum(dy∘o)), dq = dS·k/√d, dk = dSᵀ·q/√d.
 fn backward<T: Real>([q, k, v, o, dy]: [&[T]; 5], denominators: &[T], shape: Attention) -> [Vec<T>; 3] {
     let Attention { b, l, s, heads, d, .. } = shape;
-    let (mut dq, mut dk, mut dv) = (vec![T::ZERO; q.len()], vec![T::ZERO; k.len()], vec![T::ZERO; v.len()]);
+    let (mut dq, mut dk, mut dv) = (unwritten(q.len()), vec![T::ZERO; k.len()], vec![T::ZERO; v.len()]);
     let [dq_at, dk_at, dv_at] = [&mut dq, &mut dk, &mut dv].map(|g| parallel::Disjoint::new(g));
     let tile = shape.tile();
     parallel::map(b * heads, 1, |range| {
-        let (mut p, mut ds) = (vec![T::ZERO; tile * s], vec![T::ZERO; tile * s]);
+        let (mut p, mut ds) = (unwritten(tile * s), unwritten(tile * s));
         for item in range {
             let at = (item / heads, item % heads);
             for first in (0..l).step_by(tile) {

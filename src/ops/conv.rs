@@ -6,10 +6,12 @@
 
 use candle_core::{Result, Tensor, bail};
 
+use super::buffer::unwritten;
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
 use super::linear::{column_sums, linear, sum_of};
 use super::parallel;
 use super::real::{Matrix, Output, Real, matmul};
+use super::{conv_wide, winograd};
 
 /// Stride and zero padding of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +57,8 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: Conv2d) 
     let shape = (b, geometry.output.0, geometry.output.1, out);
     for_float!(x, T => {
         let values = with_values::<T, _>(&x, |x| with_values::<T, _>(weight, |w| match bias {
-            Some(bias) => with_values::<T, _>(bias, |bias| forward(x, &packed(w, geometry), Some(bias), geometry)),
-            None => Ok(forward(x, &packed(w, geometry), None, geometry)),
+            Some(bias) => with_values::<T, _>(bias, |bias| forward(x, w, Some(bias), geometry)),
+            None => Ok(forward(x, w, None, geometry)),
         }))???;
         let backward = move |inputs: &[&Tensor], _: &Tensor, gradient: &Tensor| backward::<T>(inputs, gradient, geometry);
         match bias {
@@ -66,26 +68,43 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: Conv2d) 
     })
 }
 
+/// Everything that a kernel must know of a convolution.
 #[derive(Clone, Copy)]
-struct Geometry {
-    images: usize,
-    input: (usize, usize),
-    output: (usize, usize),
+pub struct Geometry {
+    pub images: usize,
+    /// Height, width.
+    pub input: (usize, usize),
+    pub output: (usize, usize),
     /// In, out.
-    channels: (usize, usize),
-    kernel: usize,
-    conv: Conv2d,
+    pub channels: (usize, usize),
+    pub kernel: usize,
+    pub conv: Conv2d,
 }
 
 impl Geometry {
     /// Width of an unfolded row, k·k·c.
-    fn patch(self) -> usize {
+    pub fn patch(self) -> usize {
         self.kernel * self.kernel * self.channels.0
     }
 
     /// Output positions over the whole batch.
-    fn positions(self) -> usize {
+    pub fn positions(self) -> usize {
         self.images * self.output.0 * self.output.1
+    }
+
+    /// The convolution of dy with the flipped kernel that gives the input's gradient; None at other strides than 1.
+    fn flipped(self) -> Option<Self> {
+        let k = self.kernel;
+        let [top, _, left, _] = self.conv.pad;
+        (self.conv.stride == 1 && top < k && left < k).then(|| Self {
+            images: self.images,
+            input: self.output,
+            output: self.input,
+            channels: (self.channels.1, self.channels.0),
+            kernel: k,
+            // The bottom and right padding follow from the sizes.
+            conv: Conv2d { stride: 1, pad: [k - 1 - top, 0, k - 1 - left, 0] },
+        })
     }
 
     /// Positions in a tile: about 512 kB of unfolded f32 rows, for the second-level cache.
@@ -95,7 +114,7 @@ impl Geometry {
 
     /// Calls `f(tap, input pixel)` for the taps of output position `position` that fall inside the picture.
     #[inline(always)]
-    fn for_taps(self, position: usize, mut f: impl FnMut(usize, Option<usize>)) {
+    pub fn for_taps(self, position: usize, mut f: impl FnMut(usize, Option<usize>)) {
         let (h_out, w_out) = self.output;
         let (h, w) = self.input;
         let (image, rest) = (position / (h_out * w_out), position % (h_out * w_out));
@@ -132,7 +151,7 @@ fn for_weights(geometry: Geometry, f: impl Fn(usize, usize) + Sync + Send) {
 
 /// The weight `[out, c, k, k]` as `[k·k·c, out]`, rows in the order of an unfolded patch.
 fn packed<T: Real>(weight: &[T], geometry: Geometry) -> Vec<T> {
-    let mut pack = vec![T::ZERO; weight.len()];
+    let mut pack = unwritten(weight.len());
     let pack_at = parallel::Disjoint::new(&mut pack);
     // SAFETY: `for_weights` gives every index on each side once.
     for_weights(geometry, |from, to| unsafe { *pack_at.at(to) = weight[from] });
@@ -144,7 +163,7 @@ fn packed<T: Real>(weight: &[T], geometry: Geometry) -> Vec<T> {
 fn packed_flipped<T: Real>(weight: &[T], geometry: Geometry) -> Vec<T> {
     let (c, out) = geometry.channels;
     let taps = geometry.kernel * geometry.kernel;
-    let mut pack = vec![T::ZERO; weight.len()];
+    let mut pack = unwritten(weight.len());
     let pack_at = parallel::Disjoint::new(&mut pack);
     parallel::map(out, 8, |outputs| {
         for o in outputs {
@@ -174,12 +193,22 @@ fn unfold<T: Real>(x: &[T], geometry: Geometry, first: usize, tile: &mut [T]) {
     }
 }
 
-fn forward<T: Real>(x: &[T], pack: &[T], bias: Option<&[T]>, geometry: Geometry) -> Vec<T> {
+fn forward<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, geometry: Geometry) -> Vec<T> {
+    if winograd::suits(geometry) {
+        return winograd::forward(x, weight, bias, geometry);
+    }
+    if conv_wide::suits(geometry) {
+        return conv_wide::forward(x, weight, bias, geometry);
+    }
+    direct(x, &packed(weight, geometry), bias, geometry)
+}
+
+fn direct<T: Real>(x: &[T], pack: &[T], bias: Option<&[T]>, geometry: Geometry) -> Vec<T> {
     let (patch, out) = (geometry.patch(), geometry.channels.1);
-    let mut y = vec![T::ZERO; geometry.positions() * out];
+    let mut y = unwritten(geometry.positions() * out);
     let tile_rows = geometry.tile();
     parallel::for_rows(&mut y, out, 32, |range, y| {
-        let mut tile = vec![T::ZERO; tile_rows * patch];
+        let mut tile = unwritten(tile_rows * patch);
         for (step, y) in y.chunks_mut(tile_rows * out).enumerate() {
             let rows = y.len() / out;
             let tile = &mut tile[..rows * patch];
@@ -218,22 +247,22 @@ fn backward<T: Real>(inputs: &[&Tensor], gradient: &Tensor, geometry: Geometry) 
 }
 
 fn input_gradient<T: Real>(dy: &[T], weight: &[T], geometry: Geometry) -> Vec<T> {
-    let (c, out) = geometry.channels;
-    let k = geometry.kernel;
-    let [top, _, left, _] = geometry.conv.pad;
-    if geometry.conv.stride == 1 && top < k && left < k {
-        // The flipped kernel over dy; the bottom and right padding follow from the sizes.
-        let (pad_top, pad_left) = (k - 1 - top, k - 1 - left);
-        let flipped = Geometry {
-            images: geometry.images,
-            input: geometry.output,
-            output: geometry.input,
-            channels: (out, c),
-            kernel: k,
-            conv: Conv2d { stride: 1, pad: [pad_top, 0, pad_left, 0] },
-        };
-        return forward(dy, &packed_flipped(weight, geometry), None, flipped);
+    let flipped = geometry.flipped();
+    if let Some(flipped) = flipped.filter(|flipped| winograd::suits(*flipped)) {
+        return winograd::input_gradient(dy, weight, flipped);
     }
+    if conv_wide::suits(geometry) {
+        return conv_wide::input_gradient(dy, weight, geometry);
+    }
+    match flipped {
+        Some(flipped) => direct(dy, &packed_flipped(weight, geometry), None, flipped),
+        None => folded(dy, weight, geometry),
+    }
+}
+
+/// The gradient of the input by unfolded rows that are folded back.
+fn folded<T: Real>(dy: &[T], weight: &[T], geometry: Geometry) -> Vec<T> {
+    let (c, out) = geometry.channels;
     let pack = packed(weight, geometry);
     let patch = geometry.patch();
     let (pixels_in, pixels_out) = (geometry.input.0 * geometry.input.1, geometry.output.0 * geometry.output.1);
@@ -241,7 +270,7 @@ fn input_gradient<T: Real>(dy: &[T], weight: &[T], geometry: Geometry) -> Vec<T>
     parallel::for_rows(&mut dx, pixels_in * c, 1, |images, dx| {
         let first_pixel = images.start * pixels_in;
         let tile_rows = geometry.tile();
-        let mut tile = vec![T::ZERO; tile_rows * patch];
+        let mut tile = unwritten(tile_rows * patch);
         let mut first = images.start * pixels_out;
         let last = images.end * pixels_out;
         while first < last {
@@ -264,11 +293,17 @@ fn input_gradient<T: Real>(dy: &[T], weight: &[T], geometry: Geometry) -> Vec<T>
 }
 
 fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T> {
+    if winograd::suits(geometry) {
+        return winograd::weight_gradient(dy, x, geometry);
+    }
+    if conv_wide::suits(geometry) {
+        return conv_wide::weight_gradient(dy, x, geometry);
+    }
     let (patch, out) = (geometry.patch(), geometry.channels.1);
     let tile_rows = geometry.tile();
     let partial = parallel::map(geometry.positions(), 32, |range| {
         let mut sum = vec![T::ZERO; patch * out]; // [k·k·c, out]
-        let mut tile = vec![T::ZERO; tile_rows * patch];
+        let mut tile = unwritten(tile_rows * patch);
         let mut first = range.start;
         while first < range.end {
             let rows = tile_rows.min(range.end - first);
@@ -282,7 +317,7 @@ fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T> {
         sum
     });
     let sum = sum_of(partial);
-    let mut dw = vec![T::ZERO; sum.len()];
+    let mut dw = unwritten(sum.len());
     let dw_at = parallel::Disjoint::new(&mut dw);
     // SAFETY: `for_weights` gives every index on each side once.
     for_weights(geometry, |to, from| unsafe { *dw_at.at(to) = sum[from] });

@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
+use super::buffer::unwritten;
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
 use super::parallel;
 use super::real::{Matrix, Output, Real, matmul, vectorised};
@@ -45,12 +46,12 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 /// Rows of `x` `[m, inputs]` times `w` `[outputs, inputs]` transposed.
 fn forward<T: Real>(x: &[T], w: &[T], bias: Option<&[T]>, inputs: usize, outputs: usize) -> Vec<T> {
     let rows = x.len() / inputs;
-    let mut y = match bias {
-        Some(bias) => bias.repeat(rows),
-        None => vec![T::ZERO; rows * outputs],
-    };
+    let mut y = unwritten(rows * outputs);
     let mode = if bias.is_some() { Output::Add } else { Output::Replace };
     parallel::for_rows(&mut y, outputs, GRAIN, |range, y| {
+        if let Some(bias) = bias {
+            y.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
+        }
         let (a, b) = (Matrix::rows(&x[range.start * inputs..], inputs), Matrix::rows(w, inputs).transposed());
         // SAFETY: x has these rows of `inputs` values, w out·in values; y is this part's own rows.
         unsafe { matmul((range.len(), outputs, inputs), T::ONE, a, b, (Matrix::rows_mut(y, outputs), mode)) }
@@ -65,7 +66,7 @@ fn backward<T: Real>(inputs: &[&Tensor], _: &Tensor, gradient: &Tensor) -> Resul
     with_values::<T, _>(gradient, |dy| {
         let rows = dy.len() / out;
         let dx = if x.track_op() {
-            let mut dx = vec![T::ZERO; rows * width];
+            let mut dx = unwritten(rows * width);
             with_values::<T, _>(weight, |w| {
                 parallel::for_rows(&mut dx, width, GRAIN, |range, dx| {
                     let (a, b) = (Matrix::rows(&dy[range.start * out..], out), Matrix::rows(w, width));
@@ -79,7 +80,7 @@ fn backward<T: Real>(inputs: &[&Tensor], _: &Tensor, gradient: &Tensor) -> Resul
             None
         };
         let dw = if weight.track_op() {
-            let mut dw = vec![T::ZERO; out * width];
+            let mut dw = unwritten(out * width);
             with_values::<T, _>(x, |x| {
                 parallel::for_rows(&mut dw, width, GRAIN, |range, dw| {
                     let columns = Matrix { start: &raw const dy[range.start], row_stride: out, column_stride: 1 };
@@ -121,10 +122,10 @@ vectorised! {
 }
 
 vectorised! {
-    /// Adds `vector` to every row of `values`.
-    fn add_to_rows[T: Real](values: &mut [T], vector: &[T]) {
-        for row in values.chunks_exact_mut(vector.len()) {
-            row.iter_mut().zip(vector).for_each(|(y, v)| *y += *v);
+    /// y = x + vector in every row.
+    fn add_to_rows[T: Real](y: &mut [T], x: &[T], vector: &[T]) {
+        for (y, x) in y.chunks_exact_mut(vector.len()).zip(x.chunks_exact(vector.len())) {
+            y.iter_mut().zip(x.iter().zip(vector)).for_each(|(y, (x, v))| *y = *x + *v);
         }
     }
 }
@@ -157,14 +158,15 @@ pub fn add_per_image(x: &Tensor, vector: &Tensor) -> Result<Tensor> {
     let vector = vector.contiguous()?;
     let positions = x.elem_count() / (b * c);
     for_float!(x, T => {
-        let mut values = with_values::<T, _>(&x, |x| x.to_vec())?;
-        with_values::<T, _>(&vector, |vector| {
-            parallel::for_rows(&mut values, positions * c, 1, |range, out| {
-                for (image, out) in range.zip(out.chunks_exact_mut(positions * c)) {
-                    add_to_rows(out, &vector[image * c..][..c]);
+        let values = with_values::<T, _>(&x, |x| with_values::<T, _>(&vector, |vector| {
+            let mut y = unwritten(x.len());
+            parallel::for_rows(&mut y, positions * c, 1, |range, y| {
+                for (image, y) in range.zip(y.chunks_exact_mut(positions * c)) {
+                    add_to_rows(y, &x[image * positions * c..][..positions * c], &vector[image * c..][..c]);
                 }
-            })
-        })?;
+            });
+            y
+        }))??;
         graft("add_per_image", &[&x, &vector], (values, dims.to_vec()), move |inputs, _, gradient| {
             let sums = with_values::<T, _>(gradient, |dy| {
                 let mut sums = vec![T::ZERO; b * c];

@@ -5,7 +5,9 @@
 //! compositions of Candle's differentiable primitives. `finite_differences.rs` holds the kernels' gradients to central
 //! differences in f64, `twins.rs` the compositions to the kernels, `tests/parity.rs` the kernels to PyTorch.
 
+mod buffer;
 mod graft;
+mod lanes;
 mod memory;
 mod parallel;
 mod real;
@@ -14,9 +16,11 @@ mod activation;
 mod adamw;
 mod attention;
 mod conv;
+mod conv_wide;
 mod linear;
 mod norm;
 mod resample;
+mod winograd;
 
 pub use activation::{geglu, gelu, quick_gelu, silu};
 pub use adamw::{AdamW, Moments};

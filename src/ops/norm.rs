@@ -6,6 +6,7 @@
 use candle_core::{D, DType, Result, Tensor, bail};
 
 use super::activation::{silu_of, silu_slope};
+use super::buffer::unwritten;
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
 use super::linear::sum_of;
 use super::parallel;
@@ -175,8 +176,8 @@ fn statistics_of<T: Real>(x: &[T], plane: Plane, mean: &mut [T], rstd: &mut [T])
 /// The output, and `[mean, rstd]` of each group of each plane for the backward pass.
 fn forward<T: Real>(x: &[T], w: &[T], b: &[T], plane: Plane, activation: Activation) -> (Vec<T>, Vec<T>) {
     let kept_width = plane.groups * 2;
-    let mut y = vec![T::ZERO; x.len()];
-    let mut kept = vec![T::ZERO; x.len() / plane.len() * kept_width];
+    let mut y = unwritten(x.len());
+    let mut kept = unwritten(x.len() / plane.len() * kept_width);
     let kept_at = parallel::Disjoint::new(&mut kept);
     parallel::for_rows(&mut y, plane.len(), plane.grain(), |range, y| {
         let x = &x[range.start * plane.len()..range.end * plane.len()];
@@ -229,7 +230,7 @@ fn backward<T: Real>(
     plane: Plane,
     activation: Activation,
 ) -> Triple<T> {
-    let mut dx = vec![T::ZERO; x.len()];
+    let mut dx = unwritten(x.len());
     let dx_at = parallel::Disjoint::new(&mut dx);
     let partial = parallel::map(x.len() / plane.len(), plane.grain(), |range| {
         let values = range.start * plane.len()..range.end * plane.len();

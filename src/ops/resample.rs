@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
+use super::buffer::unwritten;
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
 use super::parallel;
 use super::real::{Real, vectorised};
@@ -20,7 +21,7 @@ pub fn upsample2x(x: &Tensor) -> Result<Tensor> {
     let x = x.contiguous()?;
     for_float!(x, T => {
         let values = with_values::<T, _>(&x, |x| {
-            let mut y = vec![T::ZERO; x.len() * 4];
+            let mut y = unwritten(x.len() * 4);
             parallel::for_rows(&mut y, 4 * w * c, 8, |rows, y| {
                 for (row, y) in rows.zip(y.chunks_exact_mut(4 * w * c)) {
                     let (upper, lower) = y.split_at_mut(2 * w * c);
@@ -42,7 +43,7 @@ pub fn upsample2x(x: &Tensor) -> Result<Tensor> {
 
 /// Sums of the 2×2 blocks of `[rows·2, 2w, c]`.
 fn sums_of_blocks<T: Real>(dy: &[T], w: usize, c: usize) -> Vec<T> {
-    let mut dx = vec![T::ZERO; dy.len() / 4];
+    let mut dx = unwritten(dy.len() / 4);
     parallel::for_rows(&mut dx, w * c, 8, |rows, dx| {
         sum_blocks(dx, &dy[rows.start * 4 * w * c..rows.end * 4 * w * c], w, c)
     });
