@@ -54,17 +54,19 @@ impl Real for f32 {
     /// exp(x) = 2ⁿ·exp(r), n = round(x/ln 2), |r| ≤ ln2/2, exp(r) by its Taylor polynomial of degree 7.
     #[inline(always)]
     fn exp(self) -> f32 {
-        // Adding and subtracting 1.5·2²³ rounds to the nearest integer without a call.
+        // Adding 1.5·2²³ rounds to the nearest integer, which then stands in the low bits; a cast would be a call a lane.
         const ROUND: f32 = 12_582_912.0;
         let x = self.clamp(-87.0, 88.0);
-        let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+        let rounded = x * std::f32::consts::LOG2_E + ROUND;
+        let n = rounded - ROUND;
         // ln 2 in two pieces, the first with few bits, so that n·ln2 is exact enough.
         let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
         let mut p = 1.984_127e-4_f32;
         for c in [1.388_889e-3, 8.333_334e-3, 4.166_666_7e-2, 1.666_666_7e-1, 0.5, 1.0, 1.0] {
             p = p * r + c;
         }
-        p * f32::from_bits(((n as i32 + 127) as u32) << 23)
+        let power = rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23; // of two, 2ⁿ
+        p * f32::from_bits(power)
     }
 
     /// Rational minimax approximation x·P(x²)/Q(x²) on [−4, 4] (the one of Eigen and XLA), beyond which erf is ±1 in f32.
