@@ -17,8 +17,9 @@ mod adamw;
 mod attention;
 mod conv;
 mod conv_wide;
+mod group_norm;
+mod layer_norm;
 mod linear;
-mod norm;
 mod resample;
 mod winograd;
 
@@ -26,9 +27,10 @@ pub use activation::{geglu, gelu, quick_gelu, silu};
 pub use adamw::{AdamW, Moments};
 pub use attention::{Mask, attention};
 pub use conv::{Conv2d, conv2d};
+pub use group_norm::{Activation, Groups, group_norm};
+pub use layer_norm::layer_norm;
 pub use linear::{add_per_image, linear};
 pub use memory::{fit_threads, keep_freed_memory};
-pub use norm::{Activation, Groups, group_norm, layer_norm};
 pub use resample::{to_channels_first, to_channels_last, upsample2x};
 
 #[cfg(test)]

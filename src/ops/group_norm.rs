@@ -1,9 +1,9 @@
-//! Group norm (optionally with SiLU fused behind it) and layer norm.
+//! Group norm, optionally with SiLU fused behind it.
 //!
 //! Mean and variance are taken in two passes, so that a large common offset does not eat the precision. The backward
 //! pass keeps one mean and one reciprocal deviation a group and recomputes the rest from the input.
 
-use candle_core::{D, DType, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::activation::{silu_of, silu_slope};
 use super::buffer::unwritten;
@@ -36,10 +36,10 @@ pub fn group_norm(
         bail!("group_norm: a batch {dims:?} with {c} weights does not divide into {} groups", groups.count);
     }
     if !on_cpu(x) {
-        return group_norm_on_device(x, weight, bias, groups, activation);
+        return on_device(x, weight, bias, groups, activation);
     }
     let plane = Plane { positions: x.elem_count() / (dims[0] * c), c, groups: groups.count, eps: groups.eps };
-    norm("group_norm", [x, weight, bias], plane, activation)
+    norm([x, weight, bias], plane, activation)
 }
 
 /// Number of groups and the ε added to the variance.
@@ -47,21 +47,6 @@ pub fn group_norm(
 pub struct Groups {
     pub count: usize,
     pub eps: f64,
-}
-
-/// Normalises each row of the last dimension, then scales and shifts it.
-///
-/// # Shapes
-/// - x `[.., c]`, weight and bias `[c]` → x's
-pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    let c = weight.dims1()?;
-    if x.dims().last() != Some(&c) {
-        bail!("layer_norm: {c} weights do not fit {:?}", x.dims());
-    }
-    if !on_cpu(x) {
-        return layer_norm_on_device(x, weight, bias, eps);
-    }
-    norm("layer_norm", [x, weight, bias], Plane { positions: 1, c, groups: 1, eps }, Activation::None)
 }
 
 /// One normalised unit: `[positions, c]`, in `groups` of channels.
@@ -91,13 +76,13 @@ impl Plane {
     }
 }
 
-fn norm(name: &'static str, [x, weight, bias]: [&Tensor; 3], plane: Plane, activation: Activation) -> Result<Tensor> {
+fn norm([x, weight, bias]: [&Tensor; 3], plane: Plane, activation: Activation) -> Result<Tensor> {
     let x = x.contiguous()?;
     for_float!(x, T => {
         let (values, statistics) = with_values::<T, _>(&x, |x| {
             with_values::<T, _>(weight, |w| with_values::<T, _>(bias, |b| forward(x, w, b, plane, activation)))
         })???;
-        graft(name, &[&x, weight, bias], (values, x.shape().clone()), move |inputs, _, gradient| {
+        graft("group_norm", &[&x, weight, bias], (values, x.shape().clone()), move |inputs, _, gradient| {
             let (dx, dw, db) = with_values::<T, _>(inputs[0], |x| {
                 with_values::<T, _>(inputs[1], |w| with_values::<T, _>(inputs[2], |b| {
                     with_values::<T, _>(gradient, |dy| backward((x, w, b), dy, &statistics, plane, activation))
@@ -303,13 +288,7 @@ vectorised! {
     }
 }
 
-fn group_norm_on_device(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
-    groups: Groups,
-    activation: Activation,
-) -> Result<Tensor> {
+fn on_device(x: &Tensor, weight: &Tensor, bias: &Tensor, groups: Groups, activation: Activation) -> Result<Tensor> {
     let c = weight.dims1()?;
     let grouped = x.reshape((x.dim(0)?, (), groups.count, c / groups.count))?.to_dtype(DType::F32)?; // [b, p, g, c/g]
     let mean = grouped.mean_keepdim((1, 3))?;
@@ -322,12 +301,4 @@ fn group_norm_on_device(
         Activation::None => Ok(y),
         Activation::Silu => y.silu(),
     }
-}
-
-fn layer_norm_on_device(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
-    let wide = x.to_dtype(DType::F32)?;
-    let centred = wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?;
-    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    let normed = centred.broadcast_div(&(variance + eps)?.sqrt()?)?.to_dtype(x.dtype())?;
-    normed.broadcast_mul(weight)?.broadcast_add(bias)
 }
