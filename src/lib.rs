@@ -10,6 +10,7 @@ pub mod device;
 pub mod interrupt;
 pub mod invalid;
 pub mod rng;
+pub mod sha256;
 pub mod shape;
 pub mod whole_file;
 

@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result};
 use image::RgbImage;
 
 use super::{models, toybox_trials};
-use crate::data::{SetSource, images_from_tensor, tensor_from_images, write_png};
+use crate::data::{SetSource, images_from_tensor, sheet, tensor_from_images, write_png};
 use crate::device::Runtime;
 use crate::diffusion::{Guidance, Sampler};
-use crate::eval::{sheet, trials};
+use crate::eval::trials;
 use crate::model::{Files, Vae, VaeConfig};
 use crate::sample::{Pipeline, SampleSettings};
 use crate::synth::toybox::HeldOutToys;

@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use super::objective::Objective;
 use super::optimizer::{Optimizer, REMEDY, scalar};
 use super::run_folder::{CheckpointInfo, RunFolder};
 use super::settings::{ObjectiveKind, TrainConfig};
+use crate::sha256::sha256_hex;
 
 /// What the caller does while training goes on.
 pub struct Hooks<'a> {
@@ -149,7 +149,7 @@ fn save(
         trained_steps: optimizer.step(),
         image_size: config.data.size,
         channel_order,
-        config_hash: Sha256::digest(toml::to_string(config)?.as_bytes()).iter().map(|b| format!("{b:02x}")).collect(),
+        config_hash: sha256_hex(toml::to_string(config)?.as_bytes()),
     };
     let averaged = optimizer.averaged();
     run.write_checkpoint(&info, &optimizer.state(), config.run.keep_checkpoints, |folder| {
