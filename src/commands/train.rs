@@ -27,6 +27,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let interrupt = Interrupt::install()?;
 
     let mut objective = objective(&settings, &runtime)?;
+    objective.notices().iter().for_each(report::note);
     let parameters: usize = objective.parameters().values().map(|var| var.elem_count()).sum();
     report::note(format!("{}: training {:.2} M parameters", out.display(), parameters as f64 / 1e6));
     let mut progress = Progress::new(settings.run.steps);

@@ -10,6 +10,7 @@ use super::conditions::SetConditions;
 use super::latents::LatentCache;
 use super::objective::{Objective, Weights, component, frozen, merge};
 use super::settings::{JointConfig, TrainConfig};
+use super::start::UnetStart;
 use crate::data::{Loader, LoaderSettings, SetSource};
 use crate::device::Runtime;
 use crate::diffusion::{NoiseSchedule, ScheduleConfig, mse};
@@ -38,6 +39,7 @@ pub struct JointObjective {
     loader: Loader,
     latents: LatentCache,
     validation: Batch,
+    notices: Vec<String>,
 }
 
 /// What a loss is computed from, on the host.
@@ -73,12 +75,16 @@ impl JointObjective {
             unet_config.cross_attention_dim,
             text_config.hidden_size
         );
-        let params = |component: &str, seed: u64| match &config.model.start_from {
-            None => Ok(Params::random(seed, &runtime.device, DType::F32)),
-            Some(folder) => Files::Folder(folder.clone()).params(component, runtime, true),
+        let fresh = |seed| Params::random(seed, &runtime.device, DType::F32);
+        let (unet_start, text_params) = match &config.model.start_from {
+            None => (UnetStart { params: fresh(config.seed), notice: None }, fresh(config.seed ^ 1)),
+            Some(folder) => (
+                UnetStart::from_folder(folder, &unet_config, runtime)?,
+                Files::Folder(folder.clone()).params("text_encoder", runtime, true)?,
+            ),
         };
-        let (unet, unet_vars) = JointUnet::new(&unet_config, params("unet", config.seed)?)?;
-        let (text, text_vars) = TextEncoder::new(&text_config, params("text_encoder", config.seed ^ 1)?)?;
+        let (unet, unet_vars) = JointUnet::new(&unet_config, unet_start.params)?;
+        let (text, text_vars) = TextEncoder::new(&text_config, text_params)?;
         let mut vars = NamedVars::new();
         merge(&mut vars, "unet", unet_vars);
         merge(&mut vars, "text_encoder", text_vars);
@@ -121,6 +127,7 @@ impl JointObjective {
             loader: Loader::new(loader, source.n_sets())?,
             latents: cache(source),
             validation,
+            notices: Vec::from_iter(unet_start.notice),
         })
     }
 
@@ -206,6 +213,10 @@ fn validation_batch(cache: &mut LatentCache, schedule: &NoiseSchedule, seed: u64
 impl Objective for JointObjective {
     fn parameters(&self) -> &NamedVars {
         &self.vars
+    }
+
+    fn notices(&self) -> &[String] {
+        &self.notices
     }
 
     fn loss(&mut self, step: u64) -> Result<Tensor> {

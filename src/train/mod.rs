@@ -10,6 +10,7 @@ pub mod conditions;
 pub mod joint;
 pub mod latents;
 pub mod objective;
+pub mod start;
 mod whitening;
 
 pub mod optimizer;

@@ -16,6 +16,11 @@ pub trait Objective {
     /// The trainable parameters by `component.parameter`.
     fn parameters(&self) -> &NamedVars;
 
+    /// What the user should know of how it was set up, each to be shown once.
+    fn notices(&self) -> &[String] {
+        &[]
+    }
+
     /// The loss of the batch of `step` with history; a function of the parameters and `step` alone.
     fn loss(&mut self, step: u64) -> Result<Tensor>;
 

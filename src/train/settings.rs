@@ -43,7 +43,8 @@ pub struct ModelConfig {
     /// Objective `joint`: model folder with the trained VAE.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vae: Option<PathBuf>,
-    /// Model folder whose weights training starts from; none: freshly drawn weights.
+    /// Model folder whose weights training starts from; none: freshly drawn weights. A plain Stable Diffusion U-Net is
+    /// widened to the joint input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_from: Option<PathBuf>,
 }
