@@ -103,7 +103,8 @@ impl JointObjective {
         );
         let tokenizer = Arc::new(Tokenizer::read(&architecture, text_config.max_position_embeddings)?);
         let vae = Arc::new(vae);
-        let cache = |source| LatentCache::new(source, &vae, &tokenizer, &runtime.device);
+        let max_gb = config.joint.latent_cache_gb;
+        let cache = |source| LatentCache::new(source, &vae, &tokenizer, &runtime.device, max_gb);
         let schedule: ScheduleConfig = architecture.json("scheduler/scheduler_config.json")?;
         let schedule = NoiseSchedule::new(&schedule)?;
         let validation = validation_batch(&mut cache(validation), &schedule, config.seed)?;

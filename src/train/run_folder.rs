@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::objective::Weights;
-use super::settings::TrainConfig;
+use super::settings::{JointConfig, TrainConfig};
 use crate::invalid::invalid;
 use crate::model::files::read_safetensors;
 use crate::model::write::{write_json, write_tensors};
@@ -55,7 +55,9 @@ impl RunFolder {
         if path.is_file() {
             let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
             let known: TrainConfig = toml::from_str(&text).with_context(|| path.display().to_string())?;
-            let adapted = TrainConfig { run: config.run.clone(), optimizer: config.optimizer.clone(), ..known };
+            let joint = JointConfig { latent_cache_gb: config.joint.latent_cache_gb, ..known.joint };
+            let (run, optimizer) = (config.run.clone(), config.optimizer.clone());
+            let adapted = TrainConfig { run, optimizer, joint, ..known };
             if adapted != *config {
                 return Err(invalid(format!(
                     "--out {}: holds a run with other settings (see its config.toml); only [run] and [optimizer] may \

@@ -147,11 +147,20 @@ pub struct JointConfig {
     pub set_text_dropout: f64,
     /// Probability that an image loses its caption.
     pub image_text_dropout: f64,
+    /// Memory for the latents of training pictures, in GB (10⁹ bytes); sets beyond it are encoded anew each time that they
+    /// are dealt, which changes the speed alone. 0: none are kept.
+    pub latent_cache_gb: f64,
 }
 
 impl Default for JointConfig {
     fn default() -> Self {
-        Self { set_sizes: vec![2, 3, 4], mask_probability: 0.5, set_text_dropout: 0.1, image_text_dropout: 0.1 }
+        Self {
+            set_sizes: vec![2, 3, 4],
+            mask_probability: 0.5,
+            set_text_dropout: 0.1,
+            image_text_dropout: 0.1,
+            latent_cache_gb: 4.0,
+        }
     }
 }
 
@@ -210,7 +219,8 @@ impl TrainConfig {
             ("optimizer.clip_norm", optimizer.clip_norm, from_zero.clone()),
             ("optimizer.ema_decay", optimizer.ema_decay, 0.0..1.0),
             ("autoencoder.kl_weight", self.autoencoder.kl_weight, from_zero.clone()),
-            ("autoencoder.outline_weight", self.autoencoder.outline_weight, from_zero),
+            ("autoencoder.outline_weight", self.autoencoder.outline_weight, from_zero.clone()),
+            ("joint.latent_cache_gb", joint.latent_cache_gb, from_zero),
         ] {
             if !range.contains(&value) {
                 return Err(invalid(format!("{name} = {value}: must lie in [{}, {})", range.start, range.end)));
@@ -236,8 +246,16 @@ impl TrainConfig {
                 return Err(invalid(format!("{name} = 0: must be at least 1")));
             }
         }
-        if self.objective == ObjectiveKind::Joint && self.model.vae.is_none() {
-            return Err(invalid("model.vae: missing; the joint objective needs a trained VAE"));
+        if self.objective == ObjectiveKind::Joint {
+            if self.model.vae.is_none() {
+                return Err(invalid("model.vae: missing; the joint objective needs a trained VAE"));
+            }
+            let (images, n_needed) = (self.data.images, joint.set_sizes.iter().copied().max().unwrap_or(0));
+            if self.data.source == "toybox" && images < n_needed {
+                return Err(invalid(format!(
+                    "data.images = {images}: joint.set_sizes asks for {n_needed} pictures a set"
+                )));
+            }
         }
         Ok(())
     }
@@ -285,6 +303,11 @@ mod tests {
         assert!(refusal(|c| c.joint.mask_probability = 5.0).starts_with("joint.mask_probability = 5: "));
         assert!(refusal(|c| c.run.images_per_step = 0).starts_with("run.images_per_step = 0: "));
         assert!(refusal(|c| c.objective = ObjectiveKind::Joint).starts_with("model.vae: "));
+        assert!(refusal(|c| c.joint.latent_cache_gb = -1.0).starts_with("joint.latent_cache_gb = -1: "));
+        let few_pictures = |c: &mut TrainConfig| {
+            (c.objective, c.model.vae, c.data.images) = (ObjectiveKind::Joint, Some("vae".into()), 3);
+        };
+        assert!(refusal(few_pictures).starts_with("data.images = 3: joint.set_sizes asks for 4"));
     }
 
     #[test]
