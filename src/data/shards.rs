@@ -40,6 +40,23 @@ impl TarSample {
     }
 }
 
+impl TarSample {
+    /// Endings of the sample's files.
+    pub fn suffixes(&self) -> Vec<&str> {
+        self.extents.iter().map(|extent| &*extent.suffix).collect()
+    }
+
+    /// Reads one of the sample's files, at most `limit` bytes of it.
+    pub fn read_one(&self, path: &Path, suffix: &str, limit: Option<u64>) -> Result<Vec<u8>> {
+        let extent = self.extents.iter().find(|extent| &*extent.suffix == suffix).context("is not there")?;
+        let mut bytes = vec![0; extent.bytes.min(limit.unwrap_or(u64::MAX)) as usize];
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(extent.offset))?;
+        file.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+}
+
 /// The samples with a picture in the tar at `path`, in the tar's order.
 pub fn index(path: &Path) -> Result<Vec<TarSample>> {
     index_file(path).with_context(|| path.display().to_string())

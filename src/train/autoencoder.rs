@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 
+use super::data_check::{Pictures, check_sets};
 use super::objective::{Objective, Weights, component, frozen, merge};
 use super::settings::{AutoencoderConfig, TrainConfig};
 use super::whitening::whitened;
@@ -53,6 +54,7 @@ impl AutoencoderObjective {
         let mut vars = NamedVars::new();
         merge(&mut vars, "vae", own);
         let images_per_set = source.read(0)?.images.len();
+        check_sets(source.as_ref(), Pictures::Exactly(images_per_set), None)?;
         let settings = LoaderSettings {
             seed: config.seed,
             images_per_step: config.run.images_per_step,

@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
 use super::conditions::SetConditions;
+use super::data_check::{Pictures, check_sets};
 use super::latents::LatentCache;
 use super::objective::{Objective, Weights, component, frozen, merge};
 use super::settings::{JointConfig, TrainConfig};
@@ -118,6 +119,9 @@ impl JointObjective {
             seed: config.seed,
             runtime: runtime.clone(),
             architecture,
+        let loader = Loader::new(loader, source.n_sets())?;
+        let n_needed = config.joint.set_sizes.iter().copied().max().unwrap_or(1);
+        let cuts = check_sets(source.as_ref(), Pictures::AtLeast(n_needed), Some(&tokenizer))?;
             vae_files,
             unet_config,
             text_config,
@@ -125,10 +129,10 @@ impl JointObjective {
             unet,
             text,
             vars,
-            loader: Loader::new(loader, source.n_sets())?,
+            loader,
             latents: cache(source),
             validation,
-            notices: Vec::from_iter(unet_start.notice),
+            notices: unet_start.notice.into_iter().chain(cuts).collect(),
         })
     }
 

@@ -7,6 +7,7 @@ pub mod trainer;
 
 pub mod autoencoder;
 pub mod conditions;
+pub mod data_check;
 pub mod joint;
 pub mod latents;
 pub mod objective;

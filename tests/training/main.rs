@@ -5,6 +5,7 @@ mod harness;
 mod world;
 
 mod checkpoints;
+mod data;
 mod learning;
 mod refusals;
 mod resume;
