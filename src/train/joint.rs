@@ -16,6 +16,7 @@ use crate::data::{Loader, LoaderSettings, SetSource};
 use crate::device::Runtime;
 use crate::diffusion::{NoiseSchedule, ScheduleConfig, mse};
 use crate::invalid::invalid;
+use crate::model::fingerprint::fingerprint;
 use crate::model::params::{NamedVars, Params};
 use crate::model::write::{copy_tokenizer, write_component, write_json, write_model_index};
 use crate::model::{Files, JointUnet, TextConfig, TextEncoder, Tokenizer, UnetConfig, Vae, VaeConfig};
@@ -31,6 +32,7 @@ pub struct JointObjective {
     runtime: Runtime,
     architecture: Files,
     vae_files: Files,
+    vae_hash: String,
     unet_config: UnetConfig,
     text_config: TextConfig,
     schedule: NoiseSchedule,
@@ -95,7 +97,10 @@ impl JointObjective {
             vae_folder.ok_or_else(|| invalid("model.vae: missing; the joint objective needs a trained VAE"))?;
         let vae_files = Files::Folder(vae_folder);
         let vae_config: VaeConfig = vae_files.json("vae/config.json")?;
-        let (vae, _) = Vae::new(&vae_config, vae_files.params("vae", runtime, false)?)?;
+        let (vae_tensors, origin) = vae_files.tensors("vae")?;
+        let vae_hash = fingerprint(&vae_config, &vae_tensors)?;
+        let vae_params = Params::checkpoint(vae_tensors, origin, &runtime.device, runtime.dtype, false);
+        let (vae, _) = Vae::new(&vae_config, vae_params)?;
         ensure!(
             vae_config.latent_channels == unet_config.latent_channels(),
             "model.vae: its latents have {} channels, the U-Net wants {}",
@@ -114,15 +119,16 @@ impl JointObjective {
             images_per_step: config.run.images_per_step,
             set_sizes: config.joint.set_sizes.clone(),
         };
+        let loader = Loader::new(loader, source.n_sets())?;
+        let n_needed = config.joint.set_sizes.iter().copied().max().unwrap_or(1);
+        let cuts = check_sets(source.as_ref(), Pictures::AtLeast(n_needed), Some(&tokenizer))?;
         Ok(Self {
             settings: config.joint.clone(),
             seed: config.seed,
             runtime: runtime.clone(),
             architecture,
-        let loader = Loader::new(loader, source.n_sets())?;
-        let n_needed = config.joint.set_sizes.iter().copied().max().unwrap_or(1);
-        let cuts = check_sets(source.as_ref(), Pictures::AtLeast(n_needed), Some(&tokenizer))?;
             vae_files,
+            vae_hash,
             unet_config,
             text_config,
             schedule,
@@ -222,6 +228,10 @@ impl Objective for JointObjective {
 
     fn notices(&self) -> &[String] {
         &self.notices
+    }
+
+    fn vae_hash(&self) -> Option<&str> {
+        Some(&self.vae_hash)
     }
 
     fn loss(&mut self, step: u64) -> Result<Tensor> {

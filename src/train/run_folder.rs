@@ -29,6 +29,8 @@ pub struct SavedState {
     pub step: u64,
     /// The file that it was read from.
     pub path: PathBuf,
+    /// Fingerprint of the VAE that the run was trained with; None where it has none, or was written before there were any.
+    pub vae_hash: Option<String>,
 }
 
 /// `jedi.json` of a checkpoint.
@@ -42,11 +44,14 @@ pub struct CheckpointInfo {
     pub channel_order: Vec<String>,
     /// SHA-256 of the resolved config.
     pub config_hash: String,
+    /// Objective `joint`: fingerprint of the VAE that the latents came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vae_hash: Option<String>,
 }
 
 impl RunFolder {
     /// Opens `root`, new or from an earlier start, for this process alone. A folder whose run was set up otherwise is
-    /// refused: settings may only change in `[run]` and `[optimizer]`.
+    /// refused: settings may only change in `[run]` and `[optimizer]`, and how much memory is taken.
     pub fn open(root: &Path, config: &TrainConfig) -> Result<Self> {
         fs::create_dir_all(root.join("checkpoints"))
             .with_context(|| format!("--out {}: cannot be written", root.display()))?;
@@ -102,7 +107,8 @@ impl RunFolder {
         let text = fs::read_to_string(&info).with_context(|| info.display().to_string())?;
         let info: CheckpointInfo = serde_json::from_str(&text).with_context(|| info.display().to_string())?;
         let path = folder.join(STATE);
-        Ok(Some(SavedState { tensors: read_safetensors(&path)?, step: info.trained_steps, path }))
+        let tensors = read_safetensors(&path)?;
+        Ok(Some(SavedState { tensors, step: info.trained_steps, path, vae_hash: info.vae_hash }))
     }
 
     /// Writes `checkpoints/step-N` whole or not at all, points `latest` to it and removes all but the newest `keep` (0: all).

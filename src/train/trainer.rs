@@ -8,10 +8,11 @@ use serde::Serialize;
 
 use super::objective::Objective;
 use super::optimizer::{Optimizer, REMEDY, scalar};
-use super::run_folder::{CheckpointInfo, RunFolder};
+use super::run_folder::{CheckpointInfo, RunFolder, SavedState};
 use super::settings::{ObjectiveKind, TrainConfig};
 use crate::sha256::sha256_hex;
 
+use crate::invalid::invalid;
 /// What the caller does while training goes on.
 pub struct Hooks<'a> {
     /// After every step.
@@ -71,6 +72,7 @@ pub fn train(config: &TrainConfig, objective: &mut dyn Objective, out: &Path, ho
                 };
                 return Err(error.context(format!("training stopped at step {step}; the state before it {fate}")));
             }
+        check_vae(&saved, objective, &run)?;
         };
         report.images = (step + 1) * config.run.images_per_step as u64;
         let is_last = step + 1 == config.run.steps;
@@ -115,6 +117,18 @@ fn advance(objective: &mut dyn Objective, optimizer: &mut Optimizer) -> Result<S
         validation_loss: None,
     })
 }
+/// Latents of another VAE mean something else: a run would go on as if nothing were wrong, and unlearn what it knew.
+fn check_vae(saved: &SavedState, objective: &dyn Objective, run: &RunFolder) -> Result<()> {
+    match (&saved.vae_hash, objective.vae_hash()) {
+        (Some(then), Some(now)) if then != now => Err(invalid(format!(
+            "model.vae: its weights or config are no longer those that the run in {} was trained with; put them back (each \
+             checkpoint has a copy of them in vae/), or choose another --out",
+            run.root().display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
 
 /// The held-out loss. If it is not finite, the update before it broke the weights: they are not worth saving.
 fn validate(objective: &mut dyn Objective, optimizer: &Optimizer) -> Result<f64> {
@@ -156,3 +170,4 @@ fn save(
         objective.write(folder, &averaged)
     })
 }
+        vae_hash: objective.vae_hash().map(String::from),
