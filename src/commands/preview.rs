@@ -20,8 +20,8 @@ const TOYS: usize = 24;
 /// Denoising steps of a preview.
 const STEPS: usize = 20;
 
-/// Writes `samples/step-N.png`: pairs of reference and result, or of picture and reconstruction.
-pub fn write(objective: ObjectiveKind, run: &Path, steps: u64, model: &Path, runtime: &Runtime) -> Result<()> {
+/// Writes `samples/step-N.png`: pairs of reference and result, or of picture and reconstruction; and returns the sheet.
+pub fn write(objective: ObjectiveKind, run: &Path, steps: u64, model: &Path, runtime: &Runtime) -> Result<RgbImage> {
     let files = Files::Folder(model.to_path_buf());
     let pairs = match objective {
         ObjectiveKind::Autoencoder => reconstructions(&files, runtime)?,
@@ -31,7 +31,9 @@ pub fn write(objective: ObjectiveKind, run: &Path, steps: u64, model: &Path, run
     let path = run.join("samples").join(format!("step-{steps}.png"));
     let folder = run.join("samples");
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    write_png(&path, &sheet(&groups, 6)?)
+    let sheet = sheet(&groups, 6)?;
+    write_png(&path, &sheet)?;
+    Ok(sheet)
 }
 
 fn pictures(files: &Files, runtime: &Runtime) -> Result<Vec<(RgbImage, RgbImage)>> {

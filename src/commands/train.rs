@@ -39,11 +39,10 @@ pub fn run(args: TrainArgs) -> Result<()> {
             on_step: &mut |step| progress.show(step),
             on_checkpoint: &mut |steps, folder| {
                 report::note(format!("saved {}", folder.display()));
+                let sheet = preview::write(settings.objective, &out, steps, folder, &runtime);
                 // A preview is for looking at; a run does not end for want of one.
-                if let Err(error) = preview::write(settings.objective, &out, steps, folder, &runtime) {
-                    report::warn(format!("no preview of step {steps}: {error:#}"));
-                }
-                Ok(())
+                let warn = |error| report::warn(format!("no preview of step {steps}: {error:#}"));
+                Ok(sheet.map_err(warn).ok())
             },
             is_interrupted: &|| interrupt.requested(),
         },

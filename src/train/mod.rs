@@ -14,6 +14,7 @@ pub mod objective;
 pub mod start;
 mod whitening;
 
+pub mod events;
 pub mod optimizer;
 pub mod run_folder;
 

@@ -4,21 +4,24 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use image::RgbImage;
 use serde::Serialize;
 
+use super::events::EventFile;
 use super::objective::Objective;
 use super::optimizer::{Optimizer, REMEDY, scalar};
 use super::run_folder::{CheckpointInfo, RunFolder, SavedState};
 use super::settings::{ObjectiveKind, TrainConfig};
+use crate::invalid::invalid;
 use crate::sha256::sha256_hex;
 
-use crate::invalid::invalid;
 /// What the caller does while training goes on.
 pub struct Hooks<'a> {
     /// After every step.
     pub on_step: &'a mut dyn FnMut(&StepReport),
-    /// After every checkpoint: the number of steps and the model folder.
-    pub on_checkpoint: &'a mut dyn FnMut(u64, &Path) -> Result<()>,
+    /// After every checkpoint: the number of steps and the model folder. A picture that shows how far it is goes into the
+    /// record.
+    pub on_checkpoint: &'a mut dyn FnMut(u64, &Path) -> Result<Option<RgbImage>>,
     /// True stops the run behind the current step, with the state saved.
     pub is_interrupted: &'a dyn Fn() -> bool,
 }
@@ -40,6 +43,20 @@ pub struct StepReport {
     pub validation_loss: Option<f64>,
 }
 
+impl StepReport {
+    /// What is drawn as curves.
+    fn curves(&self, images_per_step: usize) -> Vec<(&'static str, f64)> {
+        let mut curves = vec![
+            ("loss", self.loss),
+            ("lr", self.lr),
+            ("gradient_norm", self.gradient_norm),
+            ("images_per_second", images_per_step as f64 / self.seconds),
+        ];
+        curves.extend(self.validation_loss.map(|loss| ("validation_loss", loss)));
+        curves
+    }
+}
+
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -54,10 +71,12 @@ pub fn train(config: &TrainConfig, objective: &mut dyn Objective, out: &Path, ho
     let mut optimizer = Optimizer::new(config, objective.parameters())?;
     let mut saved_step = None;
     if let Some(saved) = run.latest_state()? {
+        check_vae(&saved, objective, &run)?;
         optimizer.restore(saved.tensors, saved.step).with_context(|| saved.path.display().to_string())?;
         saved_step = Some(saved.step);
     }
     run.forget_from(optimizer.step())?;
+    let mut events = EventFile::start(run.root(), optimizer.step())?;
     while optimizer.step() < config.run.steps {
         let (started, step) = (Instant::now(), optimizer.step());
         let mut report = match advance(objective, &mut optimizer) {
@@ -72,7 +91,6 @@ pub fn train(config: &TrainConfig, objective: &mut dyn Objective, out: &Path, ho
                 };
                 return Err(error.context(format!("training stopped at step {step}; the state before it {fate}")));
             }
-        check_vae(&saved, objective, &run)?;
         };
         report.images = (step + 1) * config.run.images_per_step as u64;
         let is_last = step + 1 == config.run.steps;
@@ -81,18 +99,33 @@ pub fn train(config: &TrainConfig, objective: &mut dyn Objective, out: &Path, ho
         }
         report.seconds = started.elapsed().as_secs_f64();
         run.record(&report)?;
+        events.numbers(step + 1, &report.curves(config.run.images_per_step))?;
         (hooks.on_step)(&report);
         let is_interrupted = (hooks.is_interrupted)();
         if is_due(step + 1, config.run.checkpoint_every) || is_last || is_interrupted {
             let folder = save(config, objective, &optimizer, &run)?;
             saved_step = Some(step + 1);
-            (hooks.on_checkpoint)(step + 1, &folder)?;
+            if let Some(picture) = (hooks.on_checkpoint)(step + 1, &folder)? {
+                events.picture(step + 1, "preview", &picture)?;
+            }
         }
         if is_interrupted && !is_last {
             return Ok(Outcome::Interrupted(step + 1));
         }
     }
     Ok(Outcome::Finished)
+}
+
+/// Latents of another VAE mean something else: a run would go on as if nothing were wrong, and unlearn what it knew.
+fn check_vae(saved: &SavedState, objective: &dyn Objective, run: &RunFolder) -> Result<()> {
+    match (&saved.vae_hash, objective.vae_hash()) {
+        (Some(then), Some(now)) if then != now => Err(invalid(format!(
+            "model.vae: its weights or config are no longer those that the run in {} was trained with; put them back (each \
+             checkpoint has a copy of them in vae/), or choose another --out",
+            run.root().display()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn is_due(step: u64, every: u64) -> bool {
@@ -117,18 +150,6 @@ fn advance(objective: &mut dyn Objective, optimizer: &mut Optimizer) -> Result<S
         validation_loss: None,
     })
 }
-/// Latents of another VAE mean something else: a run would go on as if nothing were wrong, and unlearn what it knew.
-fn check_vae(saved: &SavedState, objective: &dyn Objective, run: &RunFolder) -> Result<()> {
-    match (&saved.vae_hash, objective.vae_hash()) {
-        (Some(then), Some(now)) if then != now => Err(invalid(format!(
-            "model.vae: its weights or config are no longer those that the run in {} was trained with; put them back (each \
-             checkpoint has a copy of them in vae/), or choose another --out",
-            run.root().display()
-        ))),
-        _ => Ok(()),
-    }
-}
-
 
 /// The held-out loss. If it is not finite, the update before it broke the weights: they are not worth saving.
 fn validate(objective: &mut dyn Objective, optimizer: &Optimizer) -> Result<f64> {
@@ -163,6 +184,7 @@ fn save(
         trained_steps: optimizer.step(),
         image_size: config.data.size,
         channel_order,
+        vae_hash: objective.vae_hash().map(String::from),
         config_hash: sha256_hex(toml::to_string(config)?.as_bytes()),
     };
     let averaged = optimizer.averaged();
@@ -170,4 +192,3 @@ fn save(
         objective.write(folder, &averaged)
     })
 }
-        vae_hash: objective.vae_hash().map(String::from),

@@ -6,6 +6,7 @@ mod world;
 
 mod checkpoints;
 mod data;
+mod events;
 mod learning;
 mod refusals;
 mod resume;
