@@ -56,6 +56,7 @@ impl Dataset {
         Ok(dataset)
     }
 
+    /// How many samples there are.
     pub fn n_samples(&self) -> usize {
         match &self.storage {
             Storage::Folder { samples, .. } => samples.len(),

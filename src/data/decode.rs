@@ -51,7 +51,9 @@ impl fmt::Display for Notice {
 /// A picture as its file has it, of any width and height.
 #[derive(Debug)]
 pub struct Decoded {
+    /// Upright, opaque, 8 bits a channel.
     pub image: RgbImage,
+    /// What was changed on the way.
     pub notices: Vec<Notice>,
 }
 

@@ -105,7 +105,7 @@ fn squares(strip: &RgbImage) -> Result<Vec<RgbImage>> {
 /// n, the pictures of a strip of this width and height.
 pub fn strip_length(side: u32, height: u32) -> Result<u32> {
     ensure!(
-        height % side == 0,
+        height.is_multiple_of(side),
         "a strip {side} wide and {height} high is not made of squares one under the other; for single pictures of any \
          shape choose the layout single"
     );

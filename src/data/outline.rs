@@ -12,6 +12,7 @@ use super::members::{caption_texts, check_mask_names, loose_pictures, metadata, 
 pub struct SetOutline {
     /// The sample's place, for messages.
     pub label: String,
+    /// Pictures of the set.
     pub n_images: usize,
     /// One a picture.
     pub captions: Vec<String>,

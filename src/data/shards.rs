@@ -22,6 +22,7 @@ struct Extent {
 /// The files of one sample in a tar.
 #[derive(Clone, Debug)]
 pub struct TarSample {
+    /// The name that its files share.
     pub key: String,
     extents: Vec<Extent>,
 }
@@ -121,6 +122,7 @@ pub struct ShardWriter {
 }
 
 impl ShardWriter {
+    /// A shard that will be at `path`.
     pub fn create(path: &Path) -> Result<Self> {
         let temporary = temporary_name(path);
         let file = File::create(&temporary).with_context(|| format!("{}: cannot be written", path.display()))?;
@@ -143,6 +145,7 @@ impl ShardWriter {
             .with_context(|| format!("{}: cannot be written", self.path.display()))
     }
 
+    /// Ends the tar, syncs it and gives it its name.
     pub fn finish(mut self) -> Result<()> {
         let tar = self.tar.take().expect("finishing takes the writer away");
         let finish = || {

@@ -21,6 +21,7 @@ use crate::rng::Rng;
 /// Pictures of the validation loss.
 const VALIDATION_IMAGES: usize = 64;
 
+/// Trains a VAE on the pictures of a source.
 pub struct AutoencoderObjective {
     settings: AutoencoderConfig,
     seed: u64,
@@ -35,6 +36,7 @@ pub struct AutoencoderObjective {
 }
 
 impl AutoencoderObjective {
+    /// Builds the VAE, fresh or from `model.start_from`, and looks through the data.
     pub fn new(
         config: &TrainConfig,
         runtime: &Runtime,

@@ -26,6 +26,7 @@ use crate::shape::SetShape;
 /// Sets of the validation loss, and images in each.
 const VALIDATION: SetShape = SetShape { sets: 32, images: 3 };
 
+/// Trains U-Net and text encoder on the latents of sets.
 pub struct JointObjective {
     settings: JointConfig,
     seed: u64,
@@ -60,6 +61,7 @@ struct Batch {
 }
 
 impl JointObjective {
+    /// Builds the networks, fresh or from `model.start_from`, reads the VAE and looks through the data.
     pub fn new(
         config: &TrainConfig,
         runtime: &Runtime,

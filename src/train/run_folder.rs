@@ -17,6 +17,7 @@ use crate::whole_file::{UNFINISHED, write_whole};
 /// The optimizer state inside a checkpoint.
 const STATE: &str = "state/optimizer.safetensors";
 
+/// A run on the disk, held by this process alone.
 pub struct RunFolder {
     root: PathBuf,
     _lock: File,
@@ -24,6 +25,7 @@ pub struct RunFolder {
 
 /// What a run goes on from.
 pub struct SavedState {
+    /// What [`super::optimizer::Optimizer::state`] gave.
     pub tensors: Weights,
     /// Updates made.
     pub step: u64,
@@ -36,7 +38,9 @@ pub struct SavedState {
 /// `jedi.json` of a checkpoint.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CheckpointInfo {
+    /// 1; another number where the meaning of the files changes.
     pub format_version: u32,
+    /// Updates that made the model.
     pub trained_steps: u64,
     /// Side of the training pictures in pixels.
     pub image_size: u32,
@@ -77,6 +81,7 @@ impl RunFolder {
         Ok(run)
     }
 
+    /// The folder itself.
     pub fn root(&self) -> &Path {
         &self.root
     }

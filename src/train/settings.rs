@@ -7,21 +7,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::invalid::invalid;
 
+/// All that a run depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
+    /// What is trained.
     pub objective: ObjectiveKind,
     /// Of initial weights, data order, noise and everything else that is drawn.
     #[serde(default)]
     pub seed: u64,
+    /// What is built, and from which weights.
     pub model: ModelConfig,
+    /// What it is shown.
     pub data: DataConfig,
+    /// How weights follow gradients.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
+    /// Only for objective `joint`.
     #[serde(default)]
     pub joint: JointConfig,
+    /// Only for objective `autoencoder`.
     #[serde(default)]
     pub autoencoder: AutoencoderConfig,
+    /// How long, and what is kept.
     pub run: RunConfig,
 }
 
@@ -35,6 +43,7 @@ pub enum ObjectiveKind {
     Joint,
 }
 
+/// Networks and where their weights come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
@@ -49,6 +58,7 @@ pub struct ModelConfig {
     pub start_from: Option<PathBuf>,
 }
 
+/// Where the pictures come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
@@ -96,13 +106,19 @@ fn default_size() -> u32 {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerConfig {
+    /// Learning rate behind the warm-up, per update.
     pub lr: f64,
+    /// Memory of the mean gradient.
     pub beta1: f64,
+    /// Memory of the mean squared gradient.
     pub beta2: f64,
+    /// Added to the root of the mean squared gradient.
     pub eps: f64,
+    /// Share of a weight, times `lr`, that an update takes away.
     pub weight_decay: f64,
     /// Steps from 0 to `lr`.
     pub warmup_steps: u64,
+    /// What becomes of `lr` behind the warm-up.
     pub decay: Decay,
     /// Largest global norm of a gradient; 0: no clipping.
     pub clip_norm: f64,
@@ -114,6 +130,7 @@ pub struct OptimizerConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decay {
+    /// Stays at `lr`.
     Constant,
     /// Half a cosine from `lr` at the end of the warm-up to a hundredth of it at `run.steps`.
     Cosine,
@@ -180,6 +197,7 @@ impl Default for AutoencoderConfig {
     }
 }
 
+/// Length of the run and its rhythm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {

@@ -31,8 +31,11 @@ pub struct Hooks<'a> {
 pub struct StepReport {
     /// From 0.
     pub step: u64,
+    /// Of the batch of this step, before its update.
     pub loss: f64,
+    /// Learning rate of the update.
     pub lr: f64,
+    /// Global norm before clipping.
     pub gradient_norm: f64,
     /// Duration of the step.
     pub seconds: f64,
@@ -60,6 +63,7 @@ impl StepReport {
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
+    /// All of `run.steps` are made.
     Finished,
     /// By the caller, after this many steps; the state is saved.
     Interrupted(u64),

@@ -16,12 +16,12 @@ fn fields(mut bytes: &[u8]) -> Vec<(u64, Content<'_>)> {
         let key = varint(&mut bytes);
         let content = match key & 7 {
             0 => Content::Number(varint(&mut bytes)),
-            1 => Content::Double(f64::from_le_bytes(take(&mut bytes, 8).try_into().unwrap())),
+            1 => Content::Double(f64::from_le_bytes(take(&mut bytes, 8).try_into().expect("so many bytes"))),
             2 => {
                 let length = varint(&mut bytes) as usize;
                 Content::Bytes(take(&mut bytes, length))
             }
-            5 => Content::Float(f32::from_le_bytes(take(&mut bytes, 4).try_into().unwrap())),
+            5 => Content::Float(f32::from_le_bytes(take(&mut bytes, 4).try_into().expect("so many bytes"))),
             kind => panic!("wire type {kind}"),
         };
         fields.push((key >> 3, content));
@@ -101,14 +101,14 @@ fn events(path: &Path) -> Vec<(u64, Said)> {
     while !rest.is_empty() {
         let length = take(&mut rest, 8);
         crc(&mut rest, length);
-        let event = take(&mut rest, u64::from_le_bytes(length.try_into().unwrap()) as usize);
+        let event = take(&mut rest, u64::from_le_bytes(length.try_into().expect("so many bytes")) as usize);
         crc(&mut rest, event);
         let event = fields(event);
         let Some(Content::Double(time)) = one(&event, 1) else { panic!("no time") };
         assert!(time > 1.6e9, "{time}");
         let step = one(&event, 2).expect("a step").number();
         if let Some(version) = one(&event, 3) {
-            said.push((step, Said::Version(String::from_utf8(version.bytes().to_vec()).unwrap())));
+            said.push((step, Said::Version(String::from_utf8(version.bytes().to_vec()).expect("UTF-8"))));
         }
         if let Some(session) = one(&event, 7) {
             assert_eq!(fields(session.bytes()), [(1, Content::Number(1))]);
@@ -117,7 +117,7 @@ fn events(path: &Path) -> Vec<(u64, Said)> {
         for (number, value) in one(&event, 5).map(|summary| fields(summary.bytes())).unwrap_or_default() {
             assert_eq!(number, 1);
             let value = fields(value.bytes());
-            let tag = String::from_utf8(one(&value, 1).expect("a tag").bytes().to_vec()).unwrap();
+            let tag = String::from_utf8(one(&value, 1).expect("a tag").bytes().to_vec()).expect("UTF-8");
             said.push((
                 step,
                 match one(&value, 2) {
@@ -152,14 +152,14 @@ fn picture(steps: u64) -> RgbImage {
 /// One start, stopped after `stop_at` steps.
 fn start(world: &World, stop_at: u64) {
     let config = world.config(Autoencoder, &["run.steps=4"]);
-    let mut objective = world.objective(&config).unwrap();
+    let mut objective = world.objective(&config).expect("an objective");
     let made = std::cell::Cell::new(0);
     let hooks = Hooks {
         on_step: &mut |report| made.set(report.step + 1),
         on_checkpoint: &mut |steps, _| Ok(Some(picture(steps))),
         is_interrupted: &|| made.get() == stop_at,
     };
-    train(&config, objective.as_mut(), &world.path("run"), hooks).unwrap();
+    train(&config, objective.as_mut(), &world.path("run"), hooks).expect("a run");
 }
 
 #[test]
