@@ -116,7 +116,7 @@ pub struct TrainArgs {
     /// Change one setting, `table.key=value`; wins over the file; repeat for more
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
-    /// Run folder [default: runs/ and the name of the config file]
+    /// Run folder, for TensorBoard too [default: runs/ and the name of the config file]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Print the resolved config to stdout and stop

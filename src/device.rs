@@ -6,11 +6,14 @@ use candle_core::{DType, Device};
 /// The device and compute dtype of a run.
 #[derive(Clone, Debug)]
 pub struct Runtime {
+    /// Where tensors live.
     pub device: Device,
+    /// Number format of the networks.
     pub dtype: DType,
 }
 
 impl Runtime {
+    /// f32 on the CPU.
     pub fn cpu() -> Self {
         Self { device: Device::Cpu, dtype: DType::F32 }
     }

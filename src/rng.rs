@@ -24,6 +24,7 @@ impl Rng {
         Self { stream: ChaCha8Rng::from_seed(hash.finalize().into()), spare_normal: None }
     }
 
+    /// 64 random bits.
     pub fn next_u64(&mut self) -> u64 {
         self.stream.next_u64()
     }
@@ -43,10 +44,12 @@ impl Rng {
         ((self.next_u64() as u128 * n as u128) >> 64) as usize
     }
 
+    /// True with this probability.
     pub fn chance(&mut self, probability: f64) -> bool {
         self.uniform() < probability
     }
 
+    /// One of the items, each as likely; there must be one.
     pub fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
         &items[self.below(items.len())]
     }

@@ -12,6 +12,7 @@ pub struct SetShape {
 }
 
 impl SetShape {
+    /// b sets of n images.
     pub fn new(sets: usize, images: usize) -> Self {
         Self { sets, images }
     }

@@ -1,6 +1,8 @@
 //! `jedi synth-data` from outside: what it writes, going on, sharing out, and what `train` refuses to read.
 
 mod harness;
+#[path = "harness/room.rs"]
+mod room;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,19 +11,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use harness::{Outcome, command, jedi};
-use tempfile::TempDir;
-
-struct Room(TempDir);
+use room::Room;
 
 impl Room {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a temporary folder"))
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.path().join(name).display().to_string()
-    }
-
     /// Twelve sets of two 16-pixel pictures.
     fn synth(&self, out: &str, flags: &[&str]) -> Outcome {
         let out = self.path(out);

@@ -5,6 +5,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 /// A reference picture and, where one was given, its caption.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reference {
+    /// Its file.
     pub image: PathBuf,
     /// `None`: the empty prompt.
     pub caption: Option<String>,
@@ -35,7 +36,9 @@ impl FromStr for Reference {
 /// Part `index` of `count`, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
+    /// I, from 0.
     pub index: usize,
+    /// N.
     pub count: usize,
 }
 

@@ -5,10 +5,10 @@ use image::RgbImage;
 
 use super::{models, toybox_trials};
 use crate::cli::{EvalArgs, EvalRow, Protocol};
-use crate::data::write_png;
+use crate::data::{sheet, write_png};
 use crate::device::Runtime;
 use crate::diffusion::{Guidance, Sampler};
-use crate::eval::{Judge, JudgeSettings, Label, Report, judge_pictures, oracle, run as run_trials, sheet, trials};
+use crate::eval::{Judge, JudgeSettings, Label, Report, judge_pictures, oracle, run as run_trials, trials};
 use crate::interrupt::Interrupt;
 use crate::report;
 use crate::sample::{Pipeline, SampleSettings};

@@ -10,14 +10,20 @@ use crate::model::{Files, toybox};
 /// A part of a model folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
+    /// The denoising network.
     Unet,
+    /// Pictures to latents and back.
     Vae,
+    /// Tokens to context.
     TextEncoder,
+    /// Text to tokens.
     Tokenizer,
+    /// The noise levels.
     Scheduler,
 }
 
 impl Part {
+    /// A whole model.
     pub const ALL: &[Part] = &[Part::Unet, Part::Vae, Part::TextEncoder, Part::Tokenizer, Part::Scheduler];
 
     /// One of these files must be there.

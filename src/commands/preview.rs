@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result};
 use image::RgbImage;
 
 use super::{models, toybox_trials};
-use crate::data::{SetSource, images_from_tensor, tensor_from_images, write_png};
+use crate::data::{SetSource, images_from_tensor, sheet, tensor_from_images, write_png};
 use crate::device::Runtime;
 use crate::diffusion::{Guidance, Sampler};
-use crate::eval::{sheet, trials};
+use crate::eval::trials;
 use crate::model::{Files, Vae, VaeConfig};
 use crate::sample::{Pipeline, SampleSettings};
 use crate::synth::toybox::HeldOutToys;
@@ -20,8 +20,8 @@ const TOYS: usize = 24;
 /// Denoising steps of a preview.
 const STEPS: usize = 20;
 
-/// Writes `samples/step-N.png`: pairs of reference and result, or of picture and reconstruction.
-pub fn write(objective: ObjectiveKind, run: &Path, steps: u64, model: &Path, runtime: &Runtime) -> Result<()> {
+/// Writes `samples/step-N.png`: pairs of reference and result, or of picture and reconstruction; and returns the sheet.
+pub fn write(objective: ObjectiveKind, run: &Path, steps: u64, model: &Path, runtime: &Runtime) -> Result<RgbImage> {
     let files = Files::Folder(model.to_path_buf());
     let pairs = match objective {
         ObjectiveKind::Autoencoder => reconstructions(&files, runtime)?,
@@ -31,7 +31,9 @@ pub fn write(objective: ObjectiveKind, run: &Path, steps: u64, model: &Path, run
     let path = run.join("samples").join(format!("step-{steps}.png"));
     let folder = run.join("samples");
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    write_png(&path, &sheet(&groups, 6)?)
+    let sheet = sheet(&groups, 6)?;
+    write_png(&path, &sheet)?;
+    Ok(sheet)
 }
 
 fn pictures(files: &Files, runtime: &Runtime) -> Result<Vec<(RgbImage, RgbImage)>> {

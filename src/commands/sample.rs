@@ -7,7 +7,6 @@ use anyhow::{Context as _, Result, bail};
 use candle_core::{Device, DeviceLocation, Tensor};
 use image::RgbImage;
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
 use super::models;
 use crate::cli::{self, SampleArgs};
@@ -21,6 +20,7 @@ use crate::model::write::write_tensors;
 use crate::report;
 use crate::sample::gallery::check_file_writable;
 use crate::sample::{Gallery, GivenNoise, Pipeline, Reference, SampleSettings, SetRequest};
+use crate::sha256::sha256_hex;
 
 pub fn run(args: SampleArgs) -> Result<()> {
     let files = models::open(&args.model)?;
@@ -113,8 +113,7 @@ fn read_references(args: &SampleArgs) -> Result<Vec<Shown>> {
             report::warn(format!("{path}: {notice}"));
         }
         let bytes = std::fs::read(&reference.image).with_context(|| path.clone())?;
-        let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Shown { image, caption: reference.caption.clone(), path, sha256 })
+        Ok(Shown { image, caption: reference.caption.clone(), path, sha256: sha256_hex(&bytes) })
     };
     args.references.iter().map(read).collect()
 }

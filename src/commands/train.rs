@@ -27,6 +27,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let interrupt = Interrupt::install()?;
 
     let mut objective = objective(&settings, &runtime)?;
+    objective.notices().iter().for_each(report::note);
     let parameters: usize = objective.parameters().values().map(|var| var.elem_count()).sum();
     report::note(format!("{}: training {:.2} M parameters", out.display(), parameters as f64 / 1e6));
     let mut progress = Progress::new(settings.run.steps);
@@ -38,11 +39,10 @@ pub fn run(args: TrainArgs) -> Result<()> {
             on_step: &mut |step| progress.show(step),
             on_checkpoint: &mut |steps, folder| {
                 report::note(format!("saved {}", folder.display()));
+                let sheet = preview::write(settings.objective, &out, steps, folder, &runtime);
                 // A preview is for looking at; a run does not end for want of one.
-                if let Err(error) = preview::write(settings.objective, &out, steps, folder, &runtime) {
-                    report::warn(format!("no preview of step {steps}: {error:#}"));
-                }
-                Ok(())
+                let warn = |error| report::warn(format!("no preview of step {steps}: {error:#}"));
+                Ok(sheet.map_err(warn).ok())
             },
             is_interrupted: &|| interrupt.requested(),
         },

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::members::{is_picture, split_name};
+use super::outline::outline;
 use super::shards::{TarSample, expand_braces, index, tars_in};
-use super::{ImageSet, Layout, Members, set_from_members};
+use super::{ImageSet, Layout, Members, SetOutline, set_from_members};
 use crate::whole_file::UNFINISHED;
 
 /// The samples of a folder or of shards.
@@ -54,6 +56,7 @@ impl Dataset {
         Ok(dataset)
     }
 
+    /// How many samples there are.
     pub fn n_samples(&self) -> usize {
         match &self.storage {
             Storage::Folder { samples, .. } => samples.len(),
@@ -63,7 +66,33 @@ impl Dataset {
 
     /// Sample number `idx` as a set, pictures as large as they are stored.
     pub fn read(&self, idx: usize) -> Result<ImageSet> {
-        let (key, label) = match &self.storage {
+        let (key, label) = self.name(idx);
+        self.members(idx).and_then(|members| set_from_members(key, &members, self.layout)).context(label)
+    }
+
+    /// What sample number `idx` promises, its pictures not decoded; refused where `read` would refuse it, as far as
+    /// headers, captions and JSON tell.
+    pub fn outline(&self, idx: usize) -> Result<SetOutline> {
+        let (_, label) = self.name(idx);
+        let outline = match &self.storage {
+            Storage::Folder { path, samples } => {
+                let FolderSample { key, suffixes } = &samples[idx];
+                let suffixes: Vec<&str> = suffixes.iter().map(|suffix| &**suffix).collect();
+                let read = |suffix: &str, limit| Ok(start_of(&path.join(format!("{key}.{suffix}")), limit)?);
+                outline(&label, &suffixes, self.layout, &read)
+            }
+            Storage::Shards { paths, samples } => {
+                let (shard, sample) = &samples[idx];
+                let read = |suffix: &str, limit| sample.read_one(&paths[*shard], suffix, limit);
+                outline(&label, &sample.suffixes(), self.layout, &read)
+            }
+        };
+        outline.context(label)
+    }
+
+    /// The key of sample number `idx`, and its place for messages.
+    fn name(&self, idx: usize) -> (&str, String) {
+        match &self.storage {
             Storage::Folder { path, samples } => {
                 (&samples[idx].key, path.join(&samples[idx].key).display().to_string())
             }
@@ -71,8 +100,7 @@ impl Dataset {
                 let (shard, sample) = &samples[idx];
                 (&sample.key, format!("{}: sample {}", paths[*shard].display(), sample.key))
             }
-        };
-        self.members(idx).and_then(|members| set_from_members(key, &members, self.layout)).context(label)
+        }
     }
 
     /// The bytes of sample number `idx`.
@@ -92,6 +120,13 @@ impl Dataset {
             }
         }
     }
+}
+
+/// The bytes of a file, at most `limit` of them.
+fn start_of(path: &Path, limit: Option<u64>) -> std::io::Result<Vec<u8>> {
+    let mut bytes = vec![];
+    fs::File::open(path)?.take(limit.unwrap_or(u64::MAX)).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn shards(paths: Vec<PathBuf>) -> Result<Storage> {

@@ -51,7 +51,9 @@ impl fmt::Display for Notice {
 /// A picture as its file has it, of any width and height.
 #[derive(Debug)]
 pub struct Decoded {
+    /// Upright, opaque, 8 bits a channel.
     pub image: RgbImage,
+    /// What was changed on the way.
     pub notices: Vec<Notice>,
 }
 
@@ -88,10 +90,10 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded> {
     Ok(Decoded { image: laid_on_white(picture, &mut notices), notices })
 }
 
-const BROKEN: &str = "is broken or cut off; copy or download it again";
+pub(super) const BROKEN: &str = "is broken or cut off; copy or download it again";
 
 /// One of the four formats that the binary reads.
-fn format_of(bytes: &[u8]) -> Result<ImageFormat> {
+pub(super) fn format_of(bytes: &[u8]) -> Result<ImageFormat> {
     // HEIC and AVIF are boxes whose brand stands behind "ftyp".
     if bytes.get(4..8) == Some(b"ftyp") {
         bail!("is a HEIC, AVIF or video file, which jedi does not read; convert it to PNG or JPEG");
@@ -133,7 +135,7 @@ fn first_gif_frame(bytes: &[u8], notices: &mut Vec<Notice>) -> Result<DynamicIma
     Ok(DynamicImage::ImageRgba8(first.into_buffer()))
 }
 
-fn check_size(decoder: &impl ImageDecoder) -> Result<()> {
+pub(super) fn check_size(decoder: &impl ImageDecoder) -> Result<()> {
     if decoder.total_bytes() > MAX_BYTES {
         let (width, height) = decoder.dimensions();
         bail!("{width}×{height} pixels are too many to hold in memory; make the picture smaller");

@@ -9,6 +9,7 @@ use crate::shape::SetShape;
 /// How steps are filled.
 #[derive(Clone, Debug)]
 pub struct LoaderSettings {
+    /// Of the order of sets and of the set sizes.
     pub seed: u64,
     /// Images a step, b·n; every set size must divide it.
     pub images_per_step: usize,
@@ -19,6 +20,7 @@ pub struct LoaderSettings {
 /// The sets of one step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchPlan {
+    /// Sets in the batch, images in each.
     pub shape: SetShape,
     /// One a set of the batch: its number in the source.
     pub set_idxs: Vec<usize>,
@@ -36,6 +38,7 @@ pub struct Loader {
 }
 
 impl Loader {
+    /// Deals out `n_sets` sets; refuses set sizes that do not fill a step.
     pub fn new(settings: LoaderSettings, n_sets: usize) -> Result<Self> {
         ensure!(n_sets > 0, "the data source holds no sets");
         if settings.set_sizes.is_empty() {

@@ -48,60 +48,73 @@ fn picture_number(suffix: &str) -> Option<usize> {
 
 /// The set that a sample's files make up. Errors name the file by its ending; the caller puts the sample in front.
 pub fn set_from_members(key: &str, members: &Members, layout: Layout) -> Result<ImageSet> {
+    let suffixes: Vec<&str> = members.keys().map(String::as_str).collect();
     let images = match layout {
-        Layout::Sets => pictures_of_set(members)?,
-        Layout::Single => vec![middle_square(&one_picture(members)?.1)],
+        Layout::Sets => pictures_of_set(members, &suffixes)?,
+        Layout::Single => vec![middle_square(&picture(members, one_picture(&suffixes)?)?)],
     };
-    let captions = captions(members, images.len(), layout)?;
+    let bytes = |suffix: &str| members.get(suffix).map(Vec::as_slice);
+    let captions = caption_texts(bytes("txt"), images.len(), layout)?;
+    check_mask_names(&suffixes, images.len())?;
     let masks = masks(members, &images)?;
-    let metadata = match members.get("json") {
-        Some(bytes) => serde_json::from_slice(bytes).context(".json: is not JSON")?,
-        None => serde_json::Value::Null,
-    };
-    Ok(ImageSet { key: key.to_owned(), images, captions, masks, metadata })
+    Ok(ImageSet { key: key.to_owned(), images, captions, masks, metadata: metadata(bytes("json"))? })
 }
 
-fn pictures_of_set(members: &Members) -> Result<Vec<RgbImage>> {
-    let mut loose: Vec<(usize, &String)> =
-        members.keys().filter_map(|suffix| Some((picture_number(suffix)?, suffix))).collect();
-    loose.sort_unstable();
+fn pictures_of_set(members: &Members, suffixes: &[&str]) -> Result<Vec<RgbImage>> {
+    let loose = loose_pictures(suffixes)?;
     if loose.is_empty() {
-        let (suffix, strip) = one_picture(members)?;
-        return squares(&strip).with_context(|| format!(".{suffix}"));
+        let suffix = one_picture(suffixes)?;
+        return squares(&picture(members, suffix)?).with_context(|| format!(".{suffix}"));
     }
-    let mut images = vec![];
-    for (expected, (number, suffix)) in loose.into_iter().enumerate() {
-        ensure!(number == expected, ".{expected}.*: picture {expected} is missing or there twice; number them from 0");
-        let decoded = decode(&members[suffix]).with_context(|| format!(".{suffix}"))?;
-        images.push(middle_square(&decoded.image));
-    }
-    Ok(images)
+    loose.into_iter().map(|suffix| Ok(middle_square(&picture(members, suffix)?))).collect()
 }
 
-fn one_picture(members: &Members) -> Result<(&str, RgbImage)> {
-    let mut found = PICTURES.iter().filter_map(|&suffix| Some((suffix, members.get(suffix)?)));
+/// The endings of a set's loose pictures in order; empty for a strip.
+pub fn loose_pictures<'a>(suffixes: &[&'a str]) -> Result<Vec<&'a str>> {
+    let mut loose: Vec<(usize, &str)> =
+        suffixes.iter().filter_map(|&suffix| Some((picture_number(suffix)?, suffix))).collect();
+    loose.sort_unstable();
+    for (expected, (number, _)) in loose.iter().enumerate() {
+        ensure!(*number == expected, ".{expected}.*: picture {expected} is missing or there twice; number them from 0");
+    }
+    Ok(loose.into_iter().map(|(_, suffix)| suffix).collect())
+}
+
+/// The ending of a sample's only picture.
+pub fn one_picture<'a>(suffixes: &[&'a str]) -> Result<&'a str> {
+    let mut found = PICTURES.iter().filter_map(|picture| suffixes.iter().find(|suffix| *suffix == picture));
     match (found.next(), found.next()) {
-        // What was changed on the way (alpha, depth) is of no use to anyone in a data set of thousands.
-        (Some((suffix, bytes)), None) => Ok((suffix, decode(bytes).with_context(|| format!(".{suffix}"))?.image)),
-        (Some((first, _)), Some((second, _))) => bail!(".{first} and .{second} are both there; keep one"),
+        (Some(suffix), None) => Ok(suffix),
+        (Some(first), Some(second)) => bail!(".{first} and .{second} are both there; keep one"),
         (None, _) => bail!("no picture (.png, .jpg, .webp)"),
     }
+}
+
+fn picture(members: &Members, suffix: &str) -> Result<RgbImage> {
+    // What was changed on the way (alpha, depth) is of no use to anyone in a data set of thousands.
+    Ok(decode(&members[suffix]).with_context(|| format!(".{suffix}"))?.image)
 }
 
 /// The squares of a strip, from top to bottom.
 fn squares(strip: &RgbImage) -> Result<Vec<RgbImage>> {
     let (side, height) = strip.dimensions();
+    let crop = |idx| imageops::crop_imm(strip, 0, idx * side, side, side).to_image();
+    Ok((0..strip_length(side, height)?).map(crop).collect())
+}
+
+/// n, the pictures of a strip of this width and height.
+pub fn strip_length(side: u32, height: u32) -> Result<u32> {
     ensure!(
-        height % side == 0,
+        height.is_multiple_of(side),
         "a strip {side} wide and {height} high is not made of squares one under the other; for single pictures of any \
          shape choose the layout single"
     );
-    Ok((0..height / side).map(|idx| imageops::crop_imm(strip, 0, idx * side, side, side).to_image()).collect())
+    Ok(height / side)
 }
 
-fn captions(members: &Members, n_images: usize, layout: Layout) -> Result<Vec<String>> {
-    let bytes =
-        members.get("txt").context(".txt: the captions are missing; it may be an empty file for one picture")?;
+/// The captions in the bytes of a sample's text file.
+pub fn caption_texts(txt: Option<&[u8]>, n_images: usize, layout: Layout) -> Result<Vec<String>> {
+    let bytes = txt.context(".txt: the captions are missing; it may be an empty file for one picture")?;
     let text = std::str::from_utf8(bytes).context(".txt: is not UTF-8")?;
     if layout == Layout::Single {
         return Ok(vec![text.trim().to_owned()]);
@@ -115,21 +128,38 @@ fn captions(members: &Members, n_images: usize, layout: Layout) -> Result<Vec<St
     Ok(captions)
 }
 
+/// What else is known, from the bytes of a sample's JSON file.
+pub fn metadata(json: Option<&[u8]>) -> Result<serde_json::Value> {
+    json.map_or(Ok(serde_json::Value::Null), |bytes| serde_json::from_slice(bytes).context(".json: is not JSON"))
+}
+
+fn mask_name(idx: usize) -> String {
+    format!("{idx}.mask.png")
+}
+
+/// Masks must be there for all pictures or none.
+pub fn check_mask_names(suffixes: &[&str], n_images: usize) -> Result<()> {
+    let has = |idx: usize| suffixes.contains(&mask_name(idx).as_str());
+    let missing = (0..n_images).find(|&idx| !has(idx)).filter(|_| (0..n_images).any(has));
+    match missing {
+        None => Ok(()),
+        Some(idx) => bail!(".{}: is missing; there must be masks for all pictures or none", mask_name(idx)),
+    }
+}
+
 fn masks(members: &Members, images: &[RgbImage]) -> Result<Vec<GrayImage>> {
-    let name = |idx: usize| format!("{idx}.mask.png");
-    if !(0..images.len()).any(|idx| members.contains_key(&name(idx))) {
+    if !members.contains_key(&mask_name(0)) {
         return Ok(vec![]);
     }
     let mask = |(idx, image): (usize, &RgbImage)| {
-        let bytes = members.get(&name(idx)).context("is missing; there must be masks for all pictures or none")?;
-        let mask = decode(bytes)?.image;
+        let mask = decode(&members[&mask_name(idx)])?.image;
         // Loose pictures lose their margins; the mask is of the whole picture and loses the same.
         let mask = DynamicImage::ImageRgb8(middle_square(&mask)).into_luma8();
         let (side, other) = (image.width(), mask.width());
         ensure!(side == other, "{other} pixels a side for a picture of {side}; make them equal");
         Ok(mask)
     };
-    images.iter().enumerate().map(|each| mask(each).with_context(|| format!(".{}", name(each.0)))).collect()
+    images.iter().enumerate().map(|each| mask(each).with_context(|| format!(".{}", mask_name(each.0)))).collect()
 }
 
 /// The files of a set as a PNG strip: the picture, `txt`, `json` where there is metadata, masks where there are any.

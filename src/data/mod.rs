@@ -1,14 +1,17 @@
 //! Pictures and sets of pictures: read from files, written to files, and dealt out to training.
 //!
-//! A picture: `jpeg` and `decode` (bytes to RGB), `image` (the user's references, sizes), `tensors`. A set: `set` and
-//! `members` (its files). Many sets: `shards`, `dataset`, `sources`, `loader`.
+//! A picture: `jpeg` and `decode` (bytes to RGB), `image` (the user's references, sizes), `tensors`, `sheet` (many in one). A set: `set` and
+//! `members` (its files), `header` and `outline` (what they promise, undecoded). Many sets: `shards`, `dataset`, `sources`, `loader`.
 
 mod dataset;
 mod decode;
+mod header;
 mod image;
 mod jpeg;
 mod members;
+mod outline;
 pub mod shards;
+mod sheet;
 mod tensors;
 
 pub mod loader;
@@ -19,6 +22,8 @@ pub use self::dataset::Dataset;
 pub use self::decode::{Decoded, Notice, decode};
 pub use self::image::{Fit, load_reference, middle_square, resized, write_png};
 pub use self::members::{Layout, Members, members_from_set, set_from_members};
+pub use self::outline::SetOutline;
+pub use self::sheet::sheet;
 pub use self::tensors::{images_from_tensor, tensor_from_images};
 pub use loader::{Loader, LoaderSettings};
 pub use set::ImageSet;

@@ -14,6 +14,7 @@ use crate::whole_file::write_whole;
 pub struct ImageSet {
     /// Name of the set in its data set (file name without suffixes).
     pub key: String,
+    /// Squares of one size.
     pub images: Vec<RgbImage>,
     /// One a picture.
     pub captions: Vec<String>,

@@ -22,6 +22,7 @@ struct Extent {
 /// The files of one sample in a tar.
 #[derive(Clone, Debug)]
 pub struct TarSample {
+    /// The name that its files share.
     pub key: String,
     extents: Vec<Extent>,
 }
@@ -37,6 +38,23 @@ impl TarSample {
             Ok((extent.suffix.to_string(), bytes))
         };
         self.extents.iter().map(&mut member).collect()
+    }
+}
+
+impl TarSample {
+    /// Endings of the sample's files.
+    pub fn suffixes(&self) -> Vec<&str> {
+        self.extents.iter().map(|extent| &*extent.suffix).collect()
+    }
+
+    /// Reads one of the sample's files, at most `limit` bytes of it.
+    pub fn read_one(&self, path: &Path, suffix: &str, limit: Option<u64>) -> Result<Vec<u8>> {
+        let extent = self.extents.iter().find(|extent| &*extent.suffix == suffix).context("is not there")?;
+        let mut bytes = vec![0; extent.bytes.min(limit.unwrap_or(u64::MAX)) as usize];
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(extent.offset))?;
+        file.read_exact(&mut bytes)?;
+        Ok(bytes)
     }
 }
 
@@ -104,6 +122,7 @@ pub struct ShardWriter {
 }
 
 impl ShardWriter {
+    /// A shard that will be at `path`.
     pub fn create(path: &Path) -> Result<Self> {
         let temporary = temporary_name(path);
         let file = File::create(&temporary).with_context(|| format!("{}: cannot be written", path.display()))?;
@@ -126,6 +145,7 @@ impl ShardWriter {
             .with_context(|| format!("{}: cannot be written", self.path.display()))
     }
 
+    /// Ends the tar, syncs it and gives it its name.
     pub fn finish(mut self) -> Result<()> {
         let tar = self.tar.take().expect("finishing takes the writer away");
         let finish = || {

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 
 use super::dataset::Dataset;
-use super::{ImageSet, Layout};
+use super::{ImageSet, Layout, SetOutline};
 
 /// A numbered collection of sets; reading one depends on its number alone.
 pub trait SetSource: Send + Sync {
@@ -12,6 +12,12 @@ pub trait SetSource: Send + Sync {
 
     /// Set number `set_idx`, square pictures of one size.
     fn read(&self, set_idx: usize) -> Result<ImageSet>;
+
+    /// What set number `set_idx` promises, told without decoding it; None where sets are made when asked for, and nothing
+    /// can be wrong with them.
+    fn outline(&self, _set_idx: usize) -> Result<Option<SetOutline>> {
+        Ok(None)
+    }
 }
 
 /// Sets from a folder or from shards, resized.
@@ -35,6 +41,10 @@ impl SetSource for DatasetSource {
 
     fn read(&self, set_idx: usize) -> Result<ImageSet> {
         Ok(self.dataset.read(set_idx)?.resized(self.size))
+    }
+
+    fn outline(&self, set_idx: usize) -> Result<Option<SetOutline>> {
+        self.dataset.outline(set_idx).map(Some)
     }
 }
 

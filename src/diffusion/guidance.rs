@@ -5,19 +5,26 @@ use candle_core::{Result as CandleResult, Tensor};
 /// One variant of the conditions; what is not kept is null (the empty prompt; mask 1 and reference 0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Branch {
+    /// Or the empty text instead.
     pub keeps_text: bool,
+    /// Or mask 1 for all images instead.
     pub keeps_references: bool,
 }
 
 impl Branch {
+    /// All that is known.
     pub const FULL: Self = Self { keeps_text: true, keeps_references: true };
+    /// Nothing is known.
     pub const NULL: Self = Self { keeps_text: false, keeps_references: false };
+    /// The text alone.
     pub const TEXT: Self = Self { keeps_text: true, keeps_references: false };
+    /// The references alone.
     pub const REFERENCES: Self = Self { keeps_text: false, keeps_references: true };
 }
 
 /// A way to guide, with its scales.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs)] // The formulas name the scales.
 pub enum Guidance {
     /// ε⁰ + λ(ε − ε⁰) (equation 3).
     Joint { scale: f64 },

@@ -20,6 +20,7 @@ pub struct Walk {
 }
 
 impl Sampler {
+    /// The timesteps of `steps` denoising steps, from noise to picture.
     pub fn walk(self, schedule: &NoiseSchedule, steps: usize) -> Result<Walk> {
         let Self::Ddim = self;
         Ok(Walk { schedule: schedule.clone(), timesteps: schedule.sampling_timesteps(steps)? })

@@ -8,14 +8,22 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ScheduleConfig {
+    /// The class that diffusers reads it with.
     #[serde(rename = "_class_name")]
     pub class_name: String,
+    /// Timesteps of training.
     pub num_train_timesteps: usize,
+    /// Variance added in the first timestep.
     pub beta_start: f64,
+    /// Variance added in the last one.
     pub beta_end: f64,
+    /// How the variances lie between the two.
     pub beta_schedule: BetaSchedule,
+    /// What the network predicts.
     pub prediction_type: PredictionType,
+    /// Which of the training timesteps are sampled at.
     pub timestep_spacing: Spacing,
+    /// Added to the sampled timesteps.
     pub steps_offset: usize,
     /// Whether the step to the picture itself assumes ᾱ = 1, instead of ᾱ₀.
     pub set_alpha_to_one: bool,
@@ -41,9 +49,11 @@ impl Default for ScheduleConfig {
     }
 }
 
+/// The variances between `beta_start` and `beta_end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BetaSchedule {
+    /// Evenly spaced.
     Linear,
     /// Linear in √β.
     ScaledLinear,
@@ -63,8 +73,11 @@ pub enum PredictionType {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Spacing {
+    /// From 0 upwards in equal steps.
     Leading,
+    /// From the last timestep downwards in equal steps.
     Trailing,
+    /// From the first to the last timestep.
     Linspace,
 }
 
@@ -76,6 +89,7 @@ pub struct NoiseSchedule {
 }
 
 impl NoiseSchedule {
+    /// Precomputes ᾱ of every timestep.
     pub fn new(config: &ScheduleConfig) -> Result<Self> {
         let steps = config.num_train_timesteps;
         ensure!(!config.clip_sample, "scheduler config: clip_sample is for pixel-space models; set it to false");
@@ -95,10 +109,12 @@ impl NoiseSchedule {
         Ok(Self { config: config.clone(), alphas_cumprod })
     }
 
+    /// What it was made from.
     pub fn config(&self) -> &ScheduleConfig {
         &self.config
     }
 
+    /// Timesteps of training.
     pub fn train_steps(&self) -> usize {
         self.alphas_cumprod.len()
     }

@@ -22,6 +22,7 @@ const RIDGE: f64 = 0.003;
 /// How the judge is made; with the same settings and pictures it is the same judge.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct JudgeSettings {
+    /// Of the pictures that it is fitted to.
     pub seed: u64,
     /// Typical patches that pictures are compared with.
     pub n_filters: usize,
@@ -45,7 +46,9 @@ pub struct Judge {
 /// What the judge sees in one picture: a score for every toy and every scene; the highest is the answer.
 #[derive(Clone, Debug)]
 pub struct Verdict {
+    /// One a toy, the largest wins.
     pub toy_scores: Vec<f32>,
+    /// One a scene.
     pub scene_scores: Vec<f32>,
 }
 

@@ -7,10 +7,15 @@ use serde::Serialize;
 /// A share of trials with its Wilson 95 % interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Share {
+    /// Trials that succeeded.
     pub hits: usize,
+    /// All trials.
     pub trials: usize,
+    /// `hits / trials`.
     pub rate: f64,
+    /// Lower end of the interval.
     pub low: f64,
+    /// Upper end of the interval.
     pub high: f64,
 }
 
@@ -51,8 +56,11 @@ pub fn wilson(hits: usize, trials: usize) -> (f64, f64) {
 /// One thing taken for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Confusion {
+    /// The class that was right.
     pub asked: usize,
+    /// The class that was named.
     pub seen: usize,
+    /// How often.
     pub count: usize,
 }
 

@@ -17,12 +17,15 @@ const TOLD_CONFUSIONS: usize = 5;
 /// One picture asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trial {
+    /// Its number among the toys of the world.
     pub toy: usize,
+    /// Its kind, which the prompt names.
     pub kind: usize,
     /// The scene of the one reference picture.
     pub reference_scene: usize,
     /// The scene that the prompt names, never the reference's.
     pub prompt_scene: usize,
+    /// Which of the wordings the prompt has.
     pub wording: usize,
     /// Of the reference picture (its variation) and of the sampler's noise.
     pub seed: u64,
@@ -42,6 +45,7 @@ impl Trial {
 
 /// The pictures of one condition and how they were judged.
 pub struct Outcome {
+    /// The counts.
     pub row: Row,
     /// One a trial.
     pub images: Vec<RgbImage>,

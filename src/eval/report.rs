@@ -11,9 +11,11 @@ use super::world::World;
 /// Everything that was measured, and how good the instrument is.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
+    /// How the judge was fitted.
     pub judge: JudgeSettings,
     /// The judge on real pictures that it was not fitted to.
     pub oracle: Vec<Row>,
+    /// One a condition.
     pub rows: Vec<Row>,
     /// What blind guessing would reach.
     pub chance: Chance,
@@ -22,7 +24,9 @@ pub struct Report {
 /// How the pictures of one condition were judged.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
+    /// What the network was shown.
     pub condition: String,
+    /// Pictures judged.
     pub n_pictures: usize,
     /// The right one of all toys.
     pub toy: Share,
@@ -30,6 +34,7 @@ pub struct Row {
     pub toy_of_kind: Share,
     /// Any toy of the right kind.
     pub kind: Share,
+    /// The scene is the prompted one.
     pub scene: Share,
     /// The right one of all toys in the right scene: what a mere copy of the reference never reaches.
     pub toy_and_scene: Share,
@@ -40,8 +45,11 @@ pub struct Row {
 /// A scene asked for and the scene seen in its place.
 #[derive(Clone, Debug, Serialize)]
 pub struct NamedConfusion {
+    /// The right name.
     pub asked: String,
+    /// The name that was given.
     pub seen: String,
+    /// How often.
     pub count: usize,
 }
 
@@ -71,6 +79,7 @@ impl Chance {
 }
 
 impl Report {
+    /// Puts a report together; chance follows from the world.
     pub fn new(world: &World, judge: JudgeSettings, oracle: Vec<Row>, rows: Vec<Row>) -> Self {
         Self { judge, oracle, rows, chance: Chance::of(world) }
     }

@@ -20,14 +20,18 @@ pub struct World {
 /// What a picture shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Label {
+    /// The number of the toy.
     pub toy: usize,
+    /// The number of the scene.
     pub scene: usize,
 }
 
 /// A picture of which the answer is known.
 #[derive(Clone)]
 pub struct Labelled {
+    /// The picture.
     pub image: RgbImage,
+    /// What it shows.
     pub label: Label,
 }
 
@@ -46,14 +50,17 @@ impl World {
         Ok(())
     }
 
+    /// Toys that can be answered.
     pub fn n_toys(&self) -> usize {
         self.kinds.len()
     }
 
+    /// Scenes that can be answered.
     pub fn n_scenes(&self) -> usize {
         self.scenes.len()
     }
 
+    /// Numbers of the toys of a kind.
     pub fn toys_of_kind(&self, kind: usize) -> impl Iterator<Item = usize> + '_ {
         (0..self.n_toys()).filter(move |&toy| self.kinds[toy] == kind)
     }

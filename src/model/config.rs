@@ -1,4 +1,5 @@
 //! `unet/config.json` and `vae/config.json` as diffusers writes them; fields that do not shape the network are ignored.
+#![allow(missing_docs)] // The fields are diffusers' own and documented there; what is surprising is said here.
 
 use serde::{Deserialize, Serialize};
 

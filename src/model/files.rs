@@ -14,12 +14,14 @@ use crate::device::Runtime;
 /// Where the files of a model are.
 #[derive(Clone, Debug)]
 pub enum Files {
+    /// A folder in the diffusers layout.
     Folder(PathBuf),
     /// Name inside the folder, contents.
     Embedded(&'static [(&'static str, &'static [u8])]),
 }
 
 impl Files {
+    /// Whether the file is there.
     pub fn contains(&self, name: &str) -> bool {
         match self {
             Self::Folder(folder) => folder.join(name).is_file(),
@@ -35,6 +37,7 @@ impl Files {
         }
     }
 
+    /// A file as it is.
     pub fn bytes(&self, name: &str) -> Result<Cow<'static, [u8]>> {
         match self {
             Self::Folder(folder) => {
@@ -51,11 +54,13 @@ impl Files {
         }
     }
 
+    /// A file of UTF-8 text.
     pub fn text(&self, name: &str) -> Result<String> {
         String::from_utf8(self.bytes(name)?.into_owned())
             .with_context(|| format!("{}: not a text file", self.describe(name)))
     }
 
+    /// A JSON file as `T`; errors name the file.
     pub fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T> {
         serde_json::from_slice(&self.bytes(name)?).with_context(|| self.describe(name))
     }

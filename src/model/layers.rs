@@ -13,11 +13,13 @@ pub struct Linear {
 }
 
 impl Linear {
+    /// With a bias.
     pub fn new(params: &Params, inputs: usize, outputs: usize) -> Result<Self> {
         let bias = params.get("bias", &[outputs], Init::Zeros)?;
         Ok(Self { bias: Some(bias), ..Self::without_bias(params, inputs, outputs)? })
     }
 
+    /// Weight alone.
     pub fn without_bias(params: &Params, inputs: usize, outputs: usize) -> Result<Self> {
         Ok(Self { weight: params.get("weight", &[outputs, inputs], Init::FanIn(inputs))?, bias: None })
     }
@@ -42,6 +44,7 @@ impl Conv {
         Self::new(params, (inputs, outputs), kernel, Conv2d::same(kernel))
     }
 
+    /// From (inputs, outputs) channels, with a bias.
     pub fn new(params: &Params, channels: (usize, usize), kernel: usize, geometry: Conv2d) -> Result<Self> {
         Self::drawn(params, channels, kernel, geometry, Init::FanIn(channels.0 * kernel * kernel))
     }
@@ -81,6 +84,7 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
+    /// With a scale and a shift a channel, the activation in the same pass.
     pub fn new(params: &Params, channels: usize, groups: Groups, activation: Activation) -> Result<Self> {
         anyhow::ensure!(
             groups.count > 0 && channels.is_multiple_of(groups.count),
@@ -110,6 +114,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
+    /// With a scale and a shift.
     pub fn new(params: &Params, width: usize, eps: f64) -> Result<Self> {
         Ok(Self {
             weight: params.get("weight", &[width], Init::Ones)?,

@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod files;
+pub mod fingerprint;
 pub mod params;
 
 mod blocks;

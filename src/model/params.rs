@@ -14,7 +14,9 @@ use crate::rng::Rng;
 /// How a fresh parameter is drawn.
 #[derive(Clone, Copy, Debug)]
 pub enum Init {
+    /// All 0: biases.
     Zeros,
+    /// All 1: scales of norms.
     Ones,
     /// Uniform with variance 1/fan_in, so that a linear path keeps the size of its signal (PyTorch's default shrinks it by √3 a
     /// layer, and its random biases then drown it: the toybox VAE did not find colours). Biases start at zero.

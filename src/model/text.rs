@@ -11,20 +11,29 @@ use crate::ops::{self, Mask};
 /// `text_encoder/config.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TextConfig {
+    /// The class that transformers reads it with.
     #[serde(default = "architectures")]
     pub architectures: Vec<String>,
+    /// The family that transformers knows it by.
     #[serde(default = "model_type")]
     pub model_type: String,
+    /// Tokens that can be told apart.
     pub vocab_size: usize,
+    /// d: width of a token.
     pub hidden_size: usize,
+    /// Width inside the feed-forward layers.
     pub intermediate_size: usize,
+    /// Transformer layers.
     pub num_hidden_layers: usize,
+    /// Heads of each attention.
     pub num_attention_heads: usize,
     /// l: tokens a prompt is cut or padded to.
     #[serde(default = "seventy_seven")]
     pub max_position_embeddings: usize,
+    /// Activation inside the feed-forward layers.
     #[serde(default)]
     pub hidden_act: HiddenAct,
+    /// Added to variances in the norms.
     #[serde(default = "eps")]
     pub layer_norm_eps: f64,
 }
@@ -33,8 +42,10 @@ pub struct TextConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HiddenAct {
+    /// x·σ(1.702·x), as in the first CLIP.
     #[default]
     QuickGelu,
+    /// The exact one.
     Gelu,
 }
 
@@ -51,6 +62,7 @@ fn eps() -> f64 {
     1e-5
 }
 
+/// Tokens to the context of the U-Net.
 pub struct TextEncoder {
     config: TextConfig,
     token_embedding: Tensor,
@@ -87,6 +99,7 @@ impl TextEncoder {
         Ok((text, params.finish()?))
     }
 
+    /// What it was built from.
     pub fn config(&self) -> &TextConfig {
         &self.config
     }

@@ -19,6 +19,7 @@ const END: &str = "<|endoftext|>";
 /// `simple_tokenizer.py`).
 const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
+/// Text to tokens of one length.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     start: u32,

@@ -13,6 +13,7 @@ use super::transformer::Conditioning;
 use crate::ops::{self, Activation, Groups};
 use crate::shape::SetShape;
 
+/// The denoising network of Stable Diffusion, its self-attention over all images of a set.
 pub struct JointUnet {
     config: UnetConfig,
     conv_in: Conv,
@@ -104,6 +105,7 @@ impl JointUnet {
         })
     }
 
+    /// What it was built from.
     pub fn config(&self) -> &UnetConfig {
         &self.config
     }

@@ -11,6 +11,7 @@ use crate::ops::{self, Activation, Groups, Mask};
 
 const EPS: f64 = 1e-6;
 
+/// Pictures to latents and back.
 pub struct Vae {
     config: VaeConfig,
     encoder: Encoder,
@@ -21,6 +22,7 @@ pub struct Vae {
 
 /// The Gaussian that the encoder gives for each latent, unscaled; `[b, c, h, w]` each.
 pub struct Moments {
+    /// The middle of the distribution, unscaled.
     pub mean: Tensor,
     /// Clamped to [−30, 20], as diffusers does.
     pub logvar: Tensor,
@@ -48,6 +50,7 @@ impl Vae {
         Ok((vae, params.finish()?))
     }
 
+    /// What it was built from.
     pub fn config(&self) -> &VaeConfig {
         &self.config
     }

@@ -23,6 +23,7 @@ pub fn copy_file(files: &Files, name: &str, folder: &Path) -> Result<()> {
     write_file(&folder.join(name), &files.bytes(name)?)
 }
 
+/// Writes indented JSON, whole or not at all, and the folders that lead to it.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;
     text.push('\n');

@@ -4,17 +4,15 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use image::{RgbImage, imageops};
+use image::RgbImage;
 use serde_json::Value;
 
+use crate::data::{sheet, write_png};
 use crate::invalid::invalid;
 use crate::whole_file::{temporary_name, write_whole};
 
 /// Keyword of the PNG text chunk that holds a picture's settings.
 pub const SETTINGS_KEYWORD: &str = "jedi";
-
-/// White pixels between the pictures of a grid.
-const GRID_GAP: u32 = 4;
 
 /// A folder that pictures are added to, or the one picture's file.
 pub struct Gallery {
@@ -63,12 +61,12 @@ impl Gallery {
         let mut sidecar = serde_json::to_vec_pretty(settings)?;
         sidecar.push(b'\n');
         write_whole(&path.with_extension("json"), &sidecar)?;
-        let bytes = png_bytes(picture, Some(settings)).with_context(|| path.display().to_string())?;
+        let bytes = png_bytes(picture, settings).with_context(|| path.display().to_string())?;
         write_whole(&path, &bytes)?;
         Ok(path)
     }
 
-    /// Writes rows of pictures of one size as `grid.png`, or `grid-2.png` … where there is one already.
+    /// Writes rows of equally many pictures of one size as `grid.png`, or `grid-2.png` … where there is one already.
     pub fn add_grid(&self, rows: &[Vec<&RgbImage>]) -> Result<PathBuf> {
         let mut path = self.folder.join("grid.png");
         let mut number = 2;
@@ -76,7 +74,7 @@ impl Gallery {
             path = self.folder.join(format!("grid-{number}.png"));
             number += 1;
         }
-        write_whole(&path, &png_bytes(&grid(rows), None).with_context(|| path.display().to_string())?)?;
+        write_png(&path, &sheet(rows, 1)?)?;
         Ok(path)
     }
 }
@@ -125,33 +123,17 @@ fn slug(prompt: &str) -> String {
     if slug.is_empty() { "picture".into() } else { slug }
 }
 
-fn png_bytes(picture: &RgbImage, settings: Option<&Value>) -> Result<Vec<u8>> {
+fn png_bytes(picture: &RgbImage, settings: &Value) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, picture.width(), picture.height());
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
-    if let Some(settings) = settings {
-        // iTXt, not tEXt: prompts are Unicode.
-        encoder.add_itxt_chunk(SETTINGS_KEYWORD.into(), settings.to_string())?;
-    }
+    // iTXt, not tEXt: prompts are Unicode.
+    encoder.add_itxt_chunk(SETTINGS_KEYWORD.into(), settings.to_string())?;
     let mut writer = encoder.write_header()?;
     writer.write_image_data(picture.as_raw())?;
     writer.finish()?;
     Ok(bytes)
-}
-
-fn grid(rows: &[Vec<&RgbImage>]) -> RgbImage {
-    let side = rows.iter().flatten().map(|picture| picture.width()).max().unwrap_or(1);
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(1) as u32;
-    let length = |cells: u32| cells * (side + GRID_GAP) + GRID_GAP;
-    let mut grid = RgbImage::from_pixel(length(columns), length(rows.len() as u32), image::Rgb([255; 3]));
-    for (row, pictures) in (0..).zip(rows) {
-        for (column, picture) in (0..).zip(pictures) {
-            let at = |cell: u32| i64::from(cell * (side + GRID_GAP) + GRID_GAP);
-            imageops::replace(&mut grid, *picture, at(column), at(row));
-        }
-    }
-    grid
 }
 
 #[cfg(test)]
@@ -185,11 +167,11 @@ mod tests {
         let gallery = Gallery::open(folder.path(), 2).unwrap();
         let (red, blue) = ([200, 0, 0], [0, 0, 200]);
         let [a, b] = [red, blue].map(|colour| RgbImage::from_pixel(8, 8, image::Rgb(colour)));
-        let path = gallery.add_grid(&[vec![&a, &b], vec![&b]]).unwrap();
+        let path = gallery.add_grid(&[vec![&a, &b], vec![&b, &a]]).unwrap();
         let grid = image::open(&path).unwrap().into_rgb8();
-        assert_eq!(grid.dimensions(), (2 * 8 + 3 * GRID_GAP, 2 * 8 + 3 * GRID_GAP));
+        assert_eq!(grid.dimensions(), (8 + 2 + 8, 8 + 2 + 8));
         let at = |x, y| grid.get_pixel(x, y).0;
-        assert_eq!([at(4, 4), at(16, 11), at(4, 16), at(16, 16)], [red, blue, blue, [255; 3]]);
+        assert_eq!([at(7, 7), at(10, 7), at(7, 10), at(10, 10), at(8, 8)], [red, blue, blue, red, [255; 3]]);
         assert_eq!(gallery.add_grid(&[vec![&a]]).unwrap().file_name().unwrap(), "grid-2.png");
     }
 }

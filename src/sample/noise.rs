@@ -85,6 +85,7 @@ pub struct BatchNoise<'a> {
     pub seeds: &'a [&'a [u64]],
     /// References a set.
     pub references: usize,
+    /// (c, h, w).
     pub latent: (usize, usize, usize),
     /// Holds the targets of all sets of the batch.
     pub given: Option<&'a GivenNoise>,

@@ -40,17 +40,22 @@ pub struct Reference {
 /// One set to paint: references first, then one picture a prompt.
 #[derive(Clone, Debug)]
 pub struct SetRequest {
+    /// Known images, in this order.
     pub references: Vec<Reference>,
+    /// One a new image.
     pub prompts: Vec<String>,
     /// One a prompt: a picture depends on its own seed, not on its batch (but for the rounding of large sums).
     pub seeds: Vec<u64>,
 }
 
+/// How pictures are sampled.
 #[derive(Clone, Debug)]
 pub struct SampleSettings {
+    /// How one noise level follows another.
     pub sampler: Sampler,
     /// Network calls a picture.
     pub steps: usize,
+    /// What the predictions are pushed towards.
     pub guidance: Guidance,
     /// Side of the pictures in pixels.
     pub size: usize,
@@ -58,6 +63,7 @@ pub struct SampleSettings {
 
 /// The generated pictures of all sets, in the order of the requests.
 pub struct Painted {
+    /// The new pictures, in the order of the prompts.
     pub images: Vec<RgbImage>,
     /// As the U-Net left them, `[k, c, h, w]`.
     pub latents: Tensor,
@@ -110,6 +116,7 @@ impl Pipeline {
         self.vae.config().downscale() << (self.unet.config().block_out_channels.len() - 1)
     }
 
+    /// What it reads prompts with.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
@@ -369,8 +376,7 @@ impl Pipeline {
             picks.push(row);
         }
         let device = &self.runtime.device;
-        let length = tokens[0].len();
-        let tokens = Tensor::from_vec(tokens.concat(), (rows.len(), length), device)?;
+        let tokens = Tensor::from_vec(tokens.concat(), (rows.len(), tokens[0].len()), device)?;
         let picks = Tensor::from_vec(picks, texts.len(), device)?;
         Ok(self.text.forward(&tokens)?.index_select(&picks, 0)?)
     }

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::whole_file::{UNFINISHED, write_whole};
 
+/// Name of the manifest in its folder.
 pub const MANIFEST: &str = "dataset.json";
 
 /// Makes `folder` ready for data made with `settings`, or refuses a folder that holds something else.

@@ -20,9 +20,11 @@ use crate::whole_file::target_name;
 pub struct ToyboxData {
     /// Where to; made if it does not exist.
     pub folder: PathBuf,
+    /// Draws the sets.
     pub source: ToyboxSource,
     /// Write where the toy is, too.
     pub masks: bool,
+    /// Loose files or tars.
     pub packing: Packing,
     /// The share of the work that this call does.
     pub part: Part,
@@ -34,7 +36,10 @@ pub enum Packing {
     /// `<key>.png`, `<key>.txt`, `<key>.json` in one folder.
     Folder,
     /// Tars of so many sets.
-    Shards { sets_per_shard: usize },
+    Shards {
+        /// In each but the last, which may hold fewer.
+        sets_per_shard: usize,
+    },
 }
 
 /// Part `index` (from 0) of `of` parts of a job.
@@ -45,6 +50,7 @@ pub struct Part {
 }
 
 impl Part {
+    /// All sets.
     pub const ALL: Part = Part { index: 0, of: 1 };
 
     /// Part `index` of `of`, counted from 0.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 
+use super::data_check::{Pictures, check_sets};
 use super::objective::{Objective, Weights, component, frozen, merge};
 use super::settings::{AutoencoderConfig, TrainConfig};
 use super::whitening::whitened;
@@ -20,6 +21,7 @@ use crate::rng::Rng;
 /// Pictures of the validation loss.
 const VALIDATION_IMAGES: usize = 64;
 
+/// Trains a VAE on the pictures of a source.
 pub struct AutoencoderObjective {
     settings: AutoencoderConfig,
     seed: u64,
@@ -34,6 +36,7 @@ pub struct AutoencoderObjective {
 }
 
 impl AutoencoderObjective {
+    /// Builds the VAE, fresh or from `model.start_from`, and looks through the data.
     pub fn new(
         config: &TrainConfig,
         runtime: &Runtime,
@@ -53,6 +56,7 @@ impl AutoencoderObjective {
         let mut vars = NamedVars::new();
         merge(&mut vars, "vae", own);
         let images_per_set = source.read(0)?.images.len();
+        check_sets(source.as_ref(), Pictures::Exactly(images_per_set), None)?;
         let settings = LoaderSettings {
             seed: config.seed,
             images_per_step: config.run.images_per_step,

@@ -8,6 +8,7 @@ use crate::rng::Rng;
 pub struct SetConditions {
     /// The same for the whole set.
     pub timestep: usize,
+    /// The images of the set, in the order they are trained in.
     pub images: Vec<ImageConditions>,
 }
 
@@ -18,6 +19,7 @@ pub struct ImageConditions {
     pub picture: usize,
     /// True hides its reference (mask 1).
     pub is_masked: bool,
+    /// True puts the empty text in place of its caption.
     pub is_caption_dropped: bool,
 }
 

@@ -7,13 +7,16 @@ use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
 use super::conditions::SetConditions;
+use super::data_check::{Pictures, check_sets};
 use super::latents::LatentCache;
 use super::objective::{Objective, Weights, component, frozen, merge};
 use super::settings::{JointConfig, TrainConfig};
+use super::start::UnetStart;
 use crate::data::{Loader, LoaderSettings, SetSource};
 use crate::device::Runtime;
 use crate::diffusion::{NoiseSchedule, ScheduleConfig, mse};
 use crate::invalid::invalid;
+use crate::model::fingerprint::fingerprint;
 use crate::model::params::{NamedVars, Params};
 use crate::model::write::{copy_tokenizer, write_component, write_json, write_model_index};
 use crate::model::{Files, JointUnet, TextConfig, TextEncoder, Tokenizer, UnetConfig, Vae, VaeConfig};
@@ -23,12 +26,14 @@ use crate::shape::SetShape;
 /// Sets of the validation loss, and images in each.
 const VALIDATION: SetShape = SetShape { sets: 32, images: 3 };
 
+/// Trains U-Net and text encoder on the latents of sets.
 pub struct JointObjective {
     settings: JointConfig,
     seed: u64,
     runtime: Runtime,
     architecture: Files,
     vae_files: Files,
+    vae_hash: String,
     unet_config: UnetConfig,
     text_config: TextConfig,
     schedule: NoiseSchedule,
@@ -38,6 +43,7 @@ pub struct JointObjective {
     loader: Loader,
     latents: LatentCache,
     validation: Batch,
+    notices: Vec<String>,
 }
 
 /// What a loss is computed from, on the host.
@@ -55,6 +61,7 @@ struct Batch {
 }
 
 impl JointObjective {
+    /// Builds the networks, fresh or from `model.start_from`, reads the VAE and looks through the data.
     pub fn new(
         config: &TrainConfig,
         runtime: &Runtime,
@@ -73,12 +80,16 @@ impl JointObjective {
             unet_config.cross_attention_dim,
             text_config.hidden_size
         );
-        let params = |component: &str, seed: u64| match &config.model.start_from {
-            None => Ok(Params::random(seed, &runtime.device, DType::F32)),
-            Some(folder) => Files::Folder(folder.clone()).params(component, runtime, true),
+        let fresh = |seed| Params::random(seed, &runtime.device, DType::F32);
+        let (unet_start, text_params) = match &config.model.start_from {
+            None => (UnetStart { params: fresh(config.seed), notice: None }, fresh(config.seed ^ 1)),
+            Some(folder) => (
+                UnetStart::from_folder(folder, &unet_config, runtime)?,
+                Files::Folder(folder.clone()).params("text_encoder", runtime, true)?,
+            ),
         };
-        let (unet, unet_vars) = JointUnet::new(&unet_config, params("unet", config.seed)?)?;
-        let (text, text_vars) = TextEncoder::new(&text_config, params("text_encoder", config.seed ^ 1)?)?;
+        let (unet, unet_vars) = JointUnet::new(&unet_config, unet_start.params)?;
+        let (text, text_vars) = TextEncoder::new(&text_config, text_params)?;
         let mut vars = NamedVars::new();
         merge(&mut vars, "unet", unet_vars);
         merge(&mut vars, "text_encoder", text_vars);
@@ -88,7 +99,10 @@ impl JointObjective {
             vae_folder.ok_or_else(|| invalid("model.vae: missing; the joint objective needs a trained VAE"))?;
         let vae_files = Files::Folder(vae_folder);
         let vae_config: VaeConfig = vae_files.json("vae/config.json")?;
-        let (vae, _) = Vae::new(&vae_config, vae_files.params("vae", runtime, false)?)?;
+        let (vae_tensors, origin) = vae_files.tensors("vae")?;
+        let vae_hash = fingerprint(&vae_config, &vae_tensors)?;
+        let vae_params = Params::checkpoint(vae_tensors, origin, &runtime.device, runtime.dtype, false);
+        let (vae, _) = Vae::new(&vae_config, vae_params)?;
         ensure!(
             vae_config.latent_channels == unet_config.latent_channels(),
             "model.vae: its latents have {} channels, the U-Net wants {}",
@@ -97,7 +111,8 @@ impl JointObjective {
         );
         let tokenizer = Arc::new(Tokenizer::read(&architecture, text_config.max_position_embeddings)?);
         let vae = Arc::new(vae);
-        let cache = |source| LatentCache::new(source, &vae, &tokenizer, &runtime.device);
+        let max_gb = config.joint.latent_cache_gb;
+        let cache = |source| LatentCache::new(source, &vae, &tokenizer, &runtime.device, max_gb);
         let schedule: ScheduleConfig = architecture.json("scheduler/scheduler_config.json")?;
         let schedule = NoiseSchedule::new(&schedule)?;
         let validation = validation_batch(&mut cache(validation), &schedule, config.seed)?;
@@ -106,21 +121,26 @@ impl JointObjective {
             images_per_step: config.run.images_per_step,
             set_sizes: config.joint.set_sizes.clone(),
         };
+        let loader = Loader::new(loader, source.n_sets())?;
+        let n_needed = config.joint.set_sizes.iter().copied().max().unwrap_or(1);
+        let cuts = check_sets(source.as_ref(), Pictures::AtLeast(n_needed), Some(&tokenizer))?;
         Ok(Self {
             settings: config.joint.clone(),
             seed: config.seed,
             runtime: runtime.clone(),
             architecture,
             vae_files,
+            vae_hash,
             unet_config,
             text_config,
             schedule,
             unet,
             text,
             vars,
-            loader: Loader::new(loader, source.n_sets())?,
+            loader,
             latents: cache(source),
             validation,
+            notices: unet_start.notice.into_iter().chain(cuts).collect(),
         })
     }
 
@@ -206,6 +226,14 @@ fn validation_batch(cache: &mut LatentCache, schedule: &NoiseSchedule, seed: u64
 impl Objective for JointObjective {
     fn parameters(&self) -> &NamedVars {
         &self.vars
+    }
+
+    fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    fn vae_hash(&self) -> Option<&str> {
+        Some(&self.vae_hash)
     }
 
     fn loss(&mut self, step: u64) -> Result<Tensor> {

@@ -7,11 +7,14 @@ pub mod trainer;
 
 pub mod autoencoder;
 pub mod conditions;
+pub mod data_check;
 pub mod joint;
 pub mod latents;
 pub mod objective;
+pub mod start;
 mod whitening;
 
+pub mod events;
 pub mod optimizer;
 pub mod run_folder;
 

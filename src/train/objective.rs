@@ -16,6 +16,16 @@ pub trait Objective {
     /// The trainable parameters by `component.parameter`.
     fn parameters(&self) -> &NamedVars;
 
+    /// What the user should know of how it was set up, each to be shown once.
+    fn notices(&self) -> &[String] {
+        &[]
+    }
+
+    /// The fingerprint of the VAE that its latents come from, where it has one: a run that goes on must go on with it.
+    fn vae_hash(&self) -> Option<&str> {
+        None
+    }
+
     /// The loss of the batch of `step` with history; a function of the parameters and `step` alone.
     fn loss(&mut self, step: u64) -> Result<Tensor>;
 

@@ -14,6 +14,7 @@ use crate::ops::{AdamW, Moments};
 /// What to do about a run that diverges.
 pub const REMEDY: &str = "a lower optimizer.lr or optimizer.clip_norm may help";
 
+/// The state of training: parameters, their moments and averages.
 pub struct Optimizer {
     settings: OptimizerConfig,
     total_steps: u64,
@@ -30,12 +31,14 @@ struct Slot {
 /// What an update did.
 #[derive(Clone, Copy, Debug)]
 pub struct Update {
+    /// Learning rate of the update.
     pub lr: f64,
     /// Global norm of the gradient before clipping.
     pub gradient_norm: f64,
 }
 
 impl Optimizer {
+    /// At step 0, the averages at the parameters as they are.
     pub fn new(config: &TrainConfig, parameters: &NamedVars) -> Result<Self> {
         let mut slots = BTreeMap::new();
         for (name, parameter) in parameters {
@@ -50,6 +53,7 @@ impl Optimizer {
         Ok(Self { settings: config.optimizer.clone(), total_steps: config.run.steps, slots, step: 0 })
     }
 
+    /// Updates made.
     pub fn step(&self) -> u64 {
         self.step
     }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::objective::Weights;
-use super::settings::TrainConfig;
+use super::settings::{JointConfig, TrainConfig};
 use crate::invalid::invalid;
 use crate::model::files::read_safetensors;
 use crate::model::write::{write_json, write_tensors};
@@ -17,6 +17,7 @@ use crate::whole_file::{UNFINISHED, write_whole};
 /// The optimizer state inside a checkpoint.
 const STATE: &str = "state/optimizer.safetensors";
 
+/// A run on the disk, held by this process alone.
 pub struct RunFolder {
     root: PathBuf,
     _lock: File,
@@ -24,17 +25,22 @@ pub struct RunFolder {
 
 /// What a run goes on from.
 pub struct SavedState {
+    /// What [`super::optimizer::Optimizer::state`] gave.
     pub tensors: Weights,
     /// Updates made.
     pub step: u64,
     /// The file that it was read from.
     pub path: PathBuf,
+    /// Fingerprint of the VAE that the run was trained with; None where it has none, or was written before there were any.
+    pub vae_hash: Option<String>,
 }
 
 /// `jedi.json` of a checkpoint.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CheckpointInfo {
+    /// 1; another number where the meaning of the files changes.
     pub format_version: u32,
+    /// Updates that made the model.
     pub trained_steps: u64,
     /// Side of the training pictures in pixels.
     pub image_size: u32,
@@ -42,11 +48,14 @@ pub struct CheckpointInfo {
     pub channel_order: Vec<String>,
     /// SHA-256 of the resolved config.
     pub config_hash: String,
+    /// Objective `joint`: fingerprint of the VAE that the latents came from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vae_hash: Option<String>,
 }
 
 impl RunFolder {
     /// Opens `root`, new or from an earlier start, for this process alone. A folder whose run was set up otherwise is
-    /// refused: settings may only change in `[run]` and `[optimizer]`.
+    /// refused: settings may only change in `[run]` and `[optimizer]`, and how much memory is taken.
     pub fn open(root: &Path, config: &TrainConfig) -> Result<Self> {
         fs::create_dir_all(root.join("checkpoints"))
             .with_context(|| format!("--out {}: cannot be written", root.display()))?;
@@ -55,7 +64,9 @@ impl RunFolder {
         if path.is_file() {
             let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
             let known: TrainConfig = toml::from_str(&text).with_context(|| path.display().to_string())?;
-            let adapted = TrainConfig { run: config.run.clone(), optimizer: config.optimizer.clone(), ..known };
+            let joint = JointConfig { latent_cache_gb: config.joint.latent_cache_gb, ..known.joint };
+            let (run, optimizer) = (config.run.clone(), config.optimizer.clone());
+            let adapted = TrainConfig { run, optimizer, joint, ..known };
             if adapted != *config {
                 return Err(invalid(format!(
                     "--out {}: holds a run with other settings (see its config.toml); only [run] and [optimizer] may \
@@ -70,6 +81,7 @@ impl RunFolder {
         Ok(run)
     }
 
+    /// The folder itself.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -100,7 +112,8 @@ impl RunFolder {
         let text = fs::read_to_string(&info).with_context(|| info.display().to_string())?;
         let info: CheckpointInfo = serde_json::from_str(&text).with_context(|| info.display().to_string())?;
         let path = folder.join(STATE);
-        Ok(Some(SavedState { tensors: read_safetensors(&path)?, step: info.trained_steps, path }))
+        let tensors = read_safetensors(&path)?;
+        Ok(Some(SavedState { tensors, step: info.trained_steps, path, vae_hash: info.vae_hash }))
     }
 
     /// Writes `checkpoints/step-N` whole or not at all, points `latest` to it and removes all but the newest `keep` (0: all).

@@ -7,21 +7,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::invalid::invalid;
 
+/// All that a run depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
+    /// What is trained.
     pub objective: ObjectiveKind,
     /// Of initial weights, data order, noise and everything else that is drawn.
     #[serde(default)]
     pub seed: u64,
+    /// What is built, and from which weights.
     pub model: ModelConfig,
+    /// What it is shown.
     pub data: DataConfig,
+    /// How weights follow gradients.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
+    /// Only for objective `joint`.
     #[serde(default)]
     pub joint: JointConfig,
+    /// Only for objective `autoencoder`.
     #[serde(default)]
     pub autoencoder: AutoencoderConfig,
+    /// How long, and what is kept.
     pub run: RunConfig,
 }
 
@@ -35,6 +43,7 @@ pub enum ObjectiveKind {
     Joint,
 }
 
+/// Networks and where their weights come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
@@ -43,11 +52,13 @@ pub struct ModelConfig {
     /// Objective `joint`: model folder with the trained VAE.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vae: Option<PathBuf>,
-    /// Model folder whose weights training starts from; none: freshly drawn weights.
+    /// Model folder whose weights training starts from; none: freshly drawn weights. A plain Stable Diffusion U-Net is
+    /// widened to the joint input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_from: Option<PathBuf>,
 }
 
+/// Where the pictures come from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
@@ -95,13 +106,19 @@ fn default_size() -> u32 {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerConfig {
+    /// Learning rate behind the warm-up, per update.
     pub lr: f64,
+    /// Memory of the mean gradient.
     pub beta1: f64,
+    /// Memory of the mean squared gradient.
     pub beta2: f64,
+    /// Added to the root of the mean squared gradient.
     pub eps: f64,
+    /// Share of a weight, times `lr`, that an update takes away.
     pub weight_decay: f64,
     /// Steps from 0 to `lr`.
     pub warmup_steps: u64,
+    /// What becomes of `lr` behind the warm-up.
     pub decay: Decay,
     /// Largest global norm of a gradient; 0: no clipping.
     pub clip_norm: f64,
@@ -113,6 +130,7 @@ pub struct OptimizerConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decay {
+    /// Stays at `lr`.
     Constant,
     /// Half a cosine from `lr` at the end of the warm-up to a hundredth of it at `run.steps`.
     Cosine,
@@ -146,11 +164,20 @@ pub struct JointConfig {
     pub set_text_dropout: f64,
     /// Probability that an image loses its caption.
     pub image_text_dropout: f64,
+    /// Memory for the latents of training pictures, in GB (10⁹ bytes); sets beyond it are encoded anew each time that they
+    /// are dealt, which changes the speed alone. 0: none are kept.
+    pub latent_cache_gb: f64,
 }
 
 impl Default for JointConfig {
     fn default() -> Self {
-        Self { set_sizes: vec![2, 3, 4], mask_probability: 0.5, set_text_dropout: 0.1, image_text_dropout: 0.1 }
+        Self {
+            set_sizes: vec![2, 3, 4],
+            mask_probability: 0.5,
+            set_text_dropout: 0.1,
+            image_text_dropout: 0.1,
+            latent_cache_gb: 4.0,
+        }
     }
 }
 
@@ -170,6 +197,7 @@ impl Default for AutoencoderConfig {
     }
 }
 
+/// Length of the run and its rhythm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunConfig {
@@ -209,7 +237,8 @@ impl TrainConfig {
             ("optimizer.clip_norm", optimizer.clip_norm, from_zero.clone()),
             ("optimizer.ema_decay", optimizer.ema_decay, 0.0..1.0),
             ("autoencoder.kl_weight", self.autoencoder.kl_weight, from_zero.clone()),
-            ("autoencoder.outline_weight", self.autoencoder.outline_weight, from_zero),
+            ("autoencoder.outline_weight", self.autoencoder.outline_weight, from_zero.clone()),
+            ("joint.latent_cache_gb", joint.latent_cache_gb, from_zero),
         ] {
             if !range.contains(&value) {
                 return Err(invalid(format!("{name} = {value}: must lie in [{}, {})", range.start, range.end)));
@@ -235,8 +264,16 @@ impl TrainConfig {
                 return Err(invalid(format!("{name} = 0: must be at least 1")));
             }
         }
-        if self.objective == ObjectiveKind::Joint && self.model.vae.is_none() {
-            return Err(invalid("model.vae: missing; the joint objective needs a trained VAE"));
+        if self.objective == ObjectiveKind::Joint {
+            if self.model.vae.is_none() {
+                return Err(invalid("model.vae: missing; the joint objective needs a trained VAE"));
+            }
+            let (images, n_needed) = (self.data.images, joint.set_sizes.iter().copied().max().unwrap_or(0));
+            if self.data.source == "toybox" && images < n_needed {
+                return Err(invalid(format!(
+                    "data.images = {images}: joint.set_sizes asks for {n_needed} pictures a set"
+                )));
+            }
         }
         Ok(())
     }
@@ -284,6 +321,11 @@ mod tests {
         assert!(refusal(|c| c.joint.mask_probability = 5.0).starts_with("joint.mask_probability = 5: "));
         assert!(refusal(|c| c.run.images_per_step = 0).starts_with("run.images_per_step = 0: "));
         assert!(refusal(|c| c.objective = ObjectiveKind::Joint).starts_with("model.vae: "));
+        assert!(refusal(|c| c.joint.latent_cache_gb = -1.0).starts_with("joint.latent_cache_gb = -1: "));
+        let few_pictures = |c: &mut TrainConfig| {
+            (c.objective, c.model.vae, c.data.images) = (ObjectiveKind::Joint, Some("vae".into()), 3);
+        };
+        assert!(refusal(few_pictures).starts_with("data.images = 3: joint.set_sizes asks for 4"));
     }
 
     #[test]

@@ -5,6 +5,8 @@
 mod harness;
 mod method;
 mod refusals;
+#[path = "../harness/room.rs"]
+mod room;
 #[path = "../tiny_model/mod.rs"]
 mod tiny_model;
 
@@ -20,6 +22,7 @@ use image::{Rgb, RgbImage};
 use jedi::model::files::read_safetensors;
 use jedi::model::write::write_tensors;
 use jedi::rng::Rng;
+use room::Room;
 use serde_json::Value;
 use tempfile::TempDir;
 use tiny_model::Family;
@@ -42,18 +45,7 @@ fn at(name: &str) -> String {
     MODELS.path().join(name).display().to_string()
 }
 
-/// A folder for one test's results.
-struct Room(TempDir);
-
 impl Room {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a temporary folder"))
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.path().join(name).display().to_string()
-    }
-
     /// Two steps of the joint model to `<room>/<out>`, with more flags.
     fn sample(&self, out: &str, flags: &[&str]) -> Outcome {
         self.sample_with("joint", out, flags)
@@ -204,10 +196,9 @@ fn a_grid_shows_references_beside_results() {
     let paths = room.pictures("out", &flags);
     assert_eq!((paths.len(), names(&paths)[4]), (5, "grid.png"));
     let grid = pixels(&paths[4]);
-    // Three columns and two rows of 32 pixels with 4 between.
-    assert_eq!(grid.dimensions(), (3 * 36 + 4, 2 * 36 + 4));
-    let cell =
-        |column: u32, row: u32| image::imageops::crop_imm(&grid, 4 + 36 * column, 4 + 36 * row, 32, 32).to_image();
+    // Three columns and two rows of 32 pixels with 2 between.
+    assert_eq!(grid.dimensions(), (3 * 34 - 2, 2 * 34 - 2));
+    let cell = |column: u32, row: u32| image::imageops::crop_imm(&grid, 34 * column, 34 * row, 32, 32).to_image();
     assert!(cell(0, 0) == pixels(Path::new(&toy)) && cell(0, 1) == cell(0, 0));
     assert!(cell(1, 0) == pixels(&paths[0]) && cell(2, 1) == pixels(&paths[3]));
 }

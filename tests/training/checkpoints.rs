@@ -6,6 +6,8 @@ use std::path::Path;
 
 use jedi::device::Runtime;
 use jedi::model::Files;
+use jedi::model::files::read_safetensors;
+use jedi::model::write::write_tensors;
 use jedi::sample::Pipeline;
 use jedi::train::ObjectiveKind::{Autoencoder, Joint};
 use serde_json::Value;
@@ -53,6 +55,24 @@ fn training_starts_from_the_weights_of_another_model() {
         let close = |(a, b): (&u32, &u32)| (f32::from_bits(*a) - f32::from_bits(*b)).abs() < 1e-6;
         assert!(one.iter().zip(other).all(close), "{name}");
     }
+}
+
+#[test]
+fn a_plain_model_is_widened_and_the_user_told() {
+    let world = World::new();
+    world.train(&world.config(Joint, &["run.steps=1"]), "plain", None).unwrap();
+    let plain = world.path("plain/checkpoints/latest");
+    let weights = plain.join("unet/diffusion_pytorch_model.safetensors");
+    let mut tensors = read_safetensors(&weights).unwrap();
+    let conv_in = tensors["conv_in.weight"].narrow(1, 0, 4).unwrap().contiguous().unwrap();
+    tensors.insert("conv_in.weight".into(), conv_in);
+    write_tensors(&weights, &tensors, &[]).unwrap();
+    let start_from = format!("model.start_from={}", plain.display());
+    world.train(&world.config(Joint, &["run.steps=1", &start_from]), "joint", None).unwrap();
+    let written = world.path("joint/checkpoints/latest/unet/diffusion_pytorch_model.safetensors");
+    assert_eq!(read_safetensors(&written).unwrap()["conv_in.weight"].dims(), [16, 9, 3, 3]);
+    let ended = world.diverge(&[&start_from]);
+    assert!(ended.stderr.contains("conv_in.weight is widened from 4 to 9 channels"), "{}", ended.stderr);
 }
 
 #[test]

@@ -5,6 +5,8 @@ mod harness;
 mod world;
 
 mod checkpoints;
+mod data;
+mod events;
 mod learning;
 mod refusals;
 mod resume;

@@ -89,7 +89,7 @@ fn a_failed_save_does_not_hide_why_training_stopped() {
     // Where the VAE is to be copied from there is nothing any more.
     fs::remove_dir_all(world.path("autoencoder")).unwrap();
     let hooks =
-        jedi::train::Hooks { on_step: &mut |_| {}, on_checkpoint: &mut |_, _| Ok(()), is_interrupted: &|| false };
+        jedi::train::Hooks { on_step: &mut |_| {}, on_checkpoint: &mut |_, _| Ok(None), is_interrupted: &|| false };
     let error = jedi::train::train(&config, objective.as_mut(), &world.path("run"), hooks).unwrap_err();
     let message = format!("{error:#}");
     for part in ["could not be saved", "autoencoder/vae", "of step"] {
@@ -108,7 +108,7 @@ fn other_settings_in_the_same_folder_are_refused() {
                 .unwrap();
         let mut objective = world.objective(&config).unwrap();
         let hooks =
-            jedi::train::Hooks { on_step: &mut |_| {}, on_checkpoint: &mut |_, _| Ok(()), is_interrupted: &|| false };
+            jedi::train::Hooks { on_step: &mut |_| {}, on_checkpoint: &mut |_, _| Ok(None), is_interrupted: &|| false };
         let error = jedi::train::train(&changed, objective.as_mut(), &world.path("run"), hooks).unwrap_err();
         assert!(is_invalid(&error) && error.to_string().starts_with("--out "), "{setting}: {error:#}");
     }

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use jedi::invalid::is_invalid;
+use jedi::model::files::read_safetensors;
+use jedi::model::write::write_tensors;
 use jedi::train::ObjectiveKind::{self, Autoencoder, Joint};
 use jedi::train::trainer::Outcome;
 
@@ -198,4 +201,49 @@ fn one_run_in_a_folder_at_a_time() {
     assert!(message.contains("another") && message.contains("run"), "{message}");
     // A killed run leaves no lock behind.
     world.train(&world.config(Autoencoder, &["run.steps=1"]), "run", None).unwrap();
+}
+
+#[test]
+fn a_run_is_the_same_with_and_without_a_cache_which_may_change_on_the_way() {
+    let world = World::new();
+    world.train(&world.config(Joint, &[]), "cached", None).unwrap();
+    let without = ["joint.latent_cache_gb=0"];
+    world.train(&world.config(Joint, &without), "encoded", Some(3)).unwrap();
+    // Room for about one set of four pictures.
+    world.train(&world.config(Joint, &["joint.latent_cache_gb=5e-6"]), "encoded", Some(4)).unwrap();
+    world.train(&world.config(Joint, &without), "encoded", None).unwrap();
+    assert_same_run(&world.path("cached"), &world.path("encoded"));
+}
+
+#[test]
+fn a_run_goes_on_only_with_the_vae_that_it_was_trained_with() {
+    let world = World::new();
+    world.train(&world.config(Joint, &[]), "whole", None).unwrap();
+    world.train(&world.config(Joint, &[]), "run", Some(2)).unwrap();
+    let name = "vae/diffusion_pytorch_model.safetensors";
+    let own = world.path("autoencoder").join(name);
+    let mut tensors = read_safetensors(&own).unwrap();
+    let bias = tensors["quant_conv.bias"].clone();
+    tensors.insert("quant_conv.bias".into(), (bias + 0.01).unwrap());
+    write_tensors(&own, &tensors, &[]).unwrap();
+    let before = metrics(&world.path("run"));
+    let error = world.train(&world.config(Joint, &[]), "run", None).unwrap_err();
+    let message = format!("{error:#}");
+    assert!(is_invalid(&error) && message.starts_with("model.vae: ") && message.contains("--out"), "{message}");
+    assert_eq!(metrics(&world.path("run")), before);
+    // The way out that the message names.
+    fs::copy(world.path("run/checkpoints/latest").join(name), &own).unwrap();
+    world.train(&world.config(Joint, &[]), "run", None).unwrap();
+    assert_same_run(&world.path("whole"), &world.path("run"));
+}
+
+#[test]
+fn a_run_from_before_there_were_fingerprints_goes_on() {
+    let world = World::new();
+    world.train(&world.config(Joint, &[]), "run", Some(2)).unwrap();
+    let info = world.path("run/checkpoints/latest/jedi.json");
+    let mut value: serde_json::Value = serde_json::from_str(&fs::read_to_string(&info).unwrap()).unwrap();
+    value.as_object_mut().unwrap().remove("vae_hash").expect("a fingerprint");
+    fs::write(&info, value.to_string()).unwrap();
+    world.train(&world.config(Joint, &[]), "run", None).unwrap();
 }

@@ -11,10 +11,12 @@ use jedi::device::Runtime;
 use jedi::model::files::read_safetensors;
 use jedi::synth::toybox::ToyboxSource;
 use jedi::train::objective::Weights;
-use jedi::train::trainer::Outcome;
+use jedi::train::trainer;
 use jedi::train::{AutoencoderObjective, Hooks, JointObjective, Objective, ObjectiveKind, TrainConfig, train};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use super::harness::{Outcome, jedi};
 
 /// Pictures like the training pictures, of other toys.
 const HELD_OUT: ToyboxSource = ToyboxSource { seed: 99, sets: 2, images: 4, size: 16 };
@@ -77,15 +79,28 @@ impl World {
     }
 
     /// One start of `jedi train`, stopped as Ctrl-C does once `stop_at` steps are made.
-    pub fn train(&self, config: &TrainConfig, out: &str, stop_at: Option<u64>) -> Result<Outcome> {
+    pub fn train(&self, config: &TrainConfig, out: &str, stop_at: Option<u64>) -> Result<trainer::Outcome> {
         let made = std::cell::Cell::new(0);
         let mut objective = self.objective(config)?;
         let hooks = Hooks {
             on_step: &mut |report| made.set(report.step + 1),
-            on_checkpoint: &mut |_, _| Ok(()),
+            on_checkpoint: &mut |_, _| Ok(None),
             is_interrupted: &|| stop_at == Some(made.get()),
         };
         train(config, objective.as_mut(), &self.path(out), hooks)
+    }
+
+    /// `jedi train`, whose first step breaks the weights: it has said all that it says at the start, and makes no preview,
+    /// which would take most of the time.
+    pub fn diverge(&self, settings: &[&str]) -> Outcome {
+        let [config, out] =
+            [self.config_file(ObjectiveKind::Joint), self.path("diverged")].map(|path| path.display().to_string());
+        let mut arguments = vec!["train", "--device", "cpu", "--config", &config, "--out", &out];
+        let own = ["run.steps=1", "optimizer.lr=1e30", "optimizer.warmup_steps=0"];
+        arguments.extend(own.iter().chain(settings).flat_map(|setting| ["--set", setting]));
+        let ended = jedi(arguments);
+        assert!(ended.code == Some(1) && ended.stderr.contains("the held-out loss after 1 steps"), "{}", ended.stderr);
+        ended
     }
 
     fn write_architecture(&self) -> Result<()> {

@@ -12,10 +12,13 @@ use crate::rng::Rng;
 pub struct Pose {
     /// Centre, in shares of the picture's side.
     pub x: f32,
+    /// From the top, as x from the left.
     pub y: f32,
     /// Half the toy's height in shares of the side.
     pub scale: f32,
+    /// Turn about its middle.
     pub degrees: f32,
+    /// Left and right exchanged.
     pub mirrored: bool,
 }
 
@@ -35,7 +38,9 @@ impl Pose {
 
 /// A picture and where the toy is in it (255).
 pub struct Picture {
+    /// The picture.
     pub image: RgbImage,
+    /// 255 where the toy is.
     pub mask: GrayImage,
 }
 

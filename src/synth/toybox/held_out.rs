@@ -8,7 +8,9 @@ use crate::rng::Rng;
 
 /// One set of each evaluation toy.
 pub struct HeldOutToys {
+    /// Pictures a set.
     pub images: usize,
+    /// Pixels a side.
     pub size: u32,
 }
 

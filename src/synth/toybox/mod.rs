@@ -26,8 +26,11 @@ use crate::rng::Rng;
 
 /// One subject in several scenes.
 pub struct ToySet {
+    /// The toy that all pictures show.
     pub subject: Subject,
+    /// One a picture.
     pub scenes: Vec<Scene>,
+    /// One a picture: kind and scene, nothing of the subject.
     pub captions: Vec<String>,
     /// Square pictures of the asked size.
     pub images: Vec<RgbImage>,

@@ -5,6 +5,7 @@ use crate::rng::Rng;
 
 /// The places that captions name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // Their names say it.
 pub enum Scene {
     Beach,
     Snow,
@@ -21,6 +22,7 @@ pub enum Scene {
 }
 
 impl Scene {
+    /// In the order of their numbers.
     pub const ALL: [Scene; 12] = [
         Scene::Beach,
         Scene::Snow,

@@ -10,7 +10,9 @@ use crate::data::{ImageSet, SetSource};
 /// Toybox sets 0..`sets` of a seed.
 #[derive(Clone, Copy, Debug)]
 pub struct ToyboxSource {
+    /// The seed of all sets.
     pub seed: u64,
+    /// How many there are.
     pub sets: usize,
     /// Pictures a set.
     pub images: usize,

@@ -10,6 +10,7 @@ pub const EVAL_SUBJECTS: Range<u64> = 0..64;
 
 /// The word that captions use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // Their names say it.
 pub enum Kind {
     Robot,
     Cat,
@@ -26,6 +27,7 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// In the order of their numbers.
     pub const ALL: [Kind; 12] = [
         Kind::Robot,
         Kind::Cat,
@@ -41,6 +43,7 @@ impl Kind {
         Kind::Teapot,
     ];
 
+    /// As captions call it.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Robot => "robot",
@@ -58,6 +61,7 @@ impl Kind {
         }
     }
 
+    /// "a" or "an".
     pub fn article(self) -> &'static str {
         "a"
     }
@@ -96,18 +100,25 @@ pub enum Eyes {
 /// A toy's identity.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Subject {
+    /// What all the rest is drawn from.
     pub seed: u64,
+    /// All that a caption tells.
     pub kind: Kind,
     /// Body, pattern, limbs and topper: well apart from one another.
     pub body: Colour,
+    /// Of the pattern.
     pub second: Colour,
+    /// Of limbs and topper.
     pub accent: Colour,
+    /// On the body.
     pub pattern: Pattern,
     /// Repeats of the pattern across the body, 2 or 4.
     pub repeats: usize,
     /// Width over height of the body relative to its kind, 0.85 to 1.2.
     pub aspect: f32,
+    /// On its head.
     pub topper: Topper,
+    /// How it looks at you.
     pub eyes: Eyes,
     /// Length of legs, wheels or stand relative to the kind's, 0.75 to 1.3.
     pub limbs: f32,
@@ -130,6 +141,7 @@ const PALETTE: [[u8; 3]; 12] = [
 ];
 
 impl Subject {
+    /// The one subject of a seed.
     pub fn from_seed(seed: u64) -> Self {
         let mut rng = Rng::new(seed, "toybox subject", 0);
         let mut colours = PALETTE;
