@@ -17,8 +17,10 @@ class Refused(Exception):
 class Side:
     def __init__(self, command, threads):
         environment = {**os.environ, **{name: str(threads) for name in THREADS}}
+        environment["RUST_BACKTRACE"] = "0"  # it would fill the message of a case that jedi refuses
         environment["PYTHONPATH"] = str(ROOT / "scripts")
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.flops = None  # of the case asked for last, where the side counts them
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
     @property
@@ -35,6 +37,7 @@ class Side:
         answer = json.loads(line)
         if "error" in answer:
             raise Refused(answer["error"])
+        self.flops = answer.get("flops")
         return answer
 
     def close(self):
