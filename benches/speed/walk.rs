@@ -1,4 +1,6 @@
 //! The operations of a U-Net's forward pass, in the order of `jedi::model::unet`, each with its shapes.
+//!
+//! One picture of 512² comes to 803.4 GFLOP of products, as PyTorch's `FlopCounterMode` counts for diffusers' network.
 
 use anyhow::{Context as _, Result};
 use jedi::model::UnetConfig;
