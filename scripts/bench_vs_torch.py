@@ -145,6 +145,12 @@ def machine_line(options):
     return f"{machine.model()}, {options.threads} threads each; {packages}; {source}"
 
 
+def write_json(options, comparison, rows):
+    if options.json:
+        facts = {"machine": machine_line(options), "rounds": comparison.rounds, "disturbed": comparison.disturbed}
+        options.json.write_text(json.dumps({**facts, "cases": rows}, indent=1) + "\n")
+
+
 def main():
     options = arguments()
     cases = selected(options)
@@ -161,6 +167,7 @@ def main():
         for case in cases:
             row = comparison.compare(case)
             rows.append(row)
+            write_json(options, comparison, rows)  # an hour's work is not lost with the last case
             for name in ("torch", "jedi"):
                 if "error" in row[name]:
                     print(f"{case['name']}: {name}: {row[name]['error']}", file=sys.stderr)
@@ -173,9 +180,7 @@ def main():
     print(f"medians of {comparison.rounds} rounds of turns", end="")
     print(", the machine not watched" if options.no_wait else f", {comparison.disturbed} turns disturbed", end="\n\n")
     print(table(rows, has_memory))
-    if options.json:
-        facts = {"machine": machine_line(options), "rounds": comparison.rounds, "disturbed": comparison.disturbed}
-        options.json.write_text(json.dumps({**facts, "cases": rows}, indent=1) + "\n")
+    write_json(options, comparison, rows)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def wait_until_quiet(pids=(), limit=3600):
         quiet = quiet + 1 if used < QUIET else 0
         waited = time.monotonic() - started
         if quiet == 0 and waited > limit:
-            sys.exit(f"--no-wait: the machine was not quiet within {limit} s; stop what else runs, or measure anyway")
+            sys.exit(f"the machine was not quiet within {limit} s: others compute; stop them, or measure all the same with --no-wait")
         if quiet == 0 and waited > told:
             print(f"waiting for a quiet machine: others use {used:.2f} CPUs", file=sys.stderr)
             told = waited + 30
