@@ -1,0 +1,177 @@
+//! Runs of whole networks with random weights, of a training step and of a whole `sample`. No checkpoint is read but the
+//! embedded model's.
+
+use std::hint::black_box;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use candle_core::{DType, Device, Tensor};
+use image::{Rgb, RgbImage};
+use jedi::config;
+use jedi::device::Runtime;
+use jedi::diffusion::{Guidance, Sampler};
+use jedi::model::params::{NamedVars, Params};
+use jedi::model::{Files, JointUnet, TextConfig, TextEncoder, UnetConfig, Vae, VaeConfig, toybox};
+use jedi::rng::Rng;
+use jedi::sample::{Pipeline, Reference, SampleSettings, SetRequest};
+use jedi::shape::SetShape;
+use jedi::synth::toybox::{HeldOutToys, ToyboxSource};
+use jedi::train::optimizer::Optimizer;
+use jedi::train::{JointObjective, Objective as _, TrainConfig};
+
+use super::case::{Model, Pass, Precision, Work};
+use super::operations::Run;
+
+pub fn prepare(work: &Work) -> Result<Run> {
+    match *work {
+        Work::Unet { model, sets, images, size, pass, dtype } => {
+            let dtype = match dtype {
+                Precision::F32 => DType::F32,
+                Precision::Bf16 => DType::BF16,
+            };
+            unet(&files(model), SetShape::new(sets, images), size, pass, dtype)
+        }
+        Work::TrainStep { images, set_size } => train_step(images, set_size),
+        Work::VaeDecode { images, size } => vae_decode(images, size),
+        Work::TextEncoder { prompts } => text_encoder(prompts),
+        Work::Sample { steps } => sample(steps),
+        _ => bail!("{work:?}: not a network"),
+    }
+}
+
+/// The U-Net's config of a family.
+pub fn unet_config(model: Model) -> Result<UnetConfig> {
+    files(model).json("unet/config.json")
+}
+
+fn files(model: Model) -> Files {
+    Files::Folder(in_repository(match model {
+        Model::Sd14 => "benches/sd14",
+        Model::Toybox => "configs/toybox/architecture",
+    }))
+}
+
+fn in_repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn fresh() -> Params {
+    Params::random(0, &Device::Cpu, DType::F32)
+}
+
+/// The drawn weights without history, for a network that only predicts.
+fn frozen(vars: NamedVars, dtype: DType) -> Params {
+    let tensors = vars.into_iter().map(|(name, var)| (name, var.as_detached_tensor())).collect();
+    Params::checkpoint(tensors, "drawn weights", &Device::Cpu, dtype, false)
+}
+
+fn normal(index: u64, shape: &[usize]) -> Result<Tensor> {
+    Ok(Rng::new(0, "bench", index).normal_tensor(shape)?)
+}
+
+fn unet(files: &Files, shape: SetShape, size: usize, pass: Pass, dtype: DType) -> Result<Run> {
+    let config: UnetConfig = files.json("unet/config.json")?;
+    let text: TextConfig = files.json("text_encoder/config.json")?;
+    let (mut unet, mut vars) = JointUnet::new(&config, fresh())?;
+    if pass == Pass::Forward {
+        unet = JointUnet::new(&config, frozen(std::mem::take(&mut vars), dtype))?.0;
+    }
+    let side = size / 8;
+    let context_shape = [shape.total(), text.max_position_embeddings, config.cross_attention_dim];
+    let input = normal(0, &[shape.total(), config.in_channels, side, side])?.to_dtype(dtype)?;
+    let context = normal(1, &context_shape)?.to_dtype(dtype)?;
+    let timesteps = Tensor::full(500i64, shape.sets, &Device::Cpu)?;
+    Ok(Box::new(move || {
+        let started = Instant::now();
+        let output = unet.forward(&input, &timesteps, &context, shape)?;
+        let forward = started.elapsed().as_secs_f64();
+        if pass == Pass::Forward {
+            black_box(output);
+            return Ok(forward);
+        }
+        let gradients = output.sqr()?.mean_all()?.backward()?;
+        let both = started.elapsed().as_secs_f64();
+        // A gradient that was not computed would make the figure a lie.
+        if let Some((name, _)) = vars.iter().find(|(_, var)| gradients.get(var).is_none()) {
+            bail!("parameter {name} got no gradient");
+        }
+        Ok(if pass == Pass::Both { both } else { both - forward })
+    }))
+}
+
+/// Steps of `configs/toybox/joint.toml` on as many sets as a step takes, whose latents the first step caches.
+fn train_step(images: usize, set_size: usize) -> Result<Run> {
+    let overrides = [
+        format!("model.architecture={}", in_repository("configs/toybox/architecture").display()),
+        format!("model.vae={}", in_repository("configs/toybox/model").display()),
+        format!("data.sets={}", images / set_size),
+        format!("run.images_per_step={images}"),
+        format!("joint.set_sizes=[{set_size}]"),
+    ];
+    let config: TrainConfig = config::load(&in_repository("configs/toybox/joint.toml"), &overrides)?;
+    let data = &config.data;
+    let source = ToyboxSource { seed: data.seed, sets: data.sets, images: data.images, size: data.size };
+    let validation = HeldOutToys { images: 4, size: data.size };
+    let mut objective = JointObjective::new(&config, &Runtime::cpu(), Arc::new(source), Arc::new(validation))?;
+    let mut optimizer = Optimizer::new(&config, objective.parameters())?;
+    Ok(Box::new(move || {
+        let started = Instant::now();
+        let loss = objective.loss(optimizer.step())?;
+        optimizer.update(loss.backward()?)?;
+        Ok(started.elapsed().as_secs_f64())
+    }))
+}
+
+fn vae_decode(images: usize, size: usize) -> Result<Run> {
+    let config: VaeConfig = files(Model::Sd14).json("vae/config.json")?;
+    let (_, vars) = Vae::new(&config, fresh())?;
+    let (vae, _) = Vae::new(&config, frozen(vars, DType::F32))?;
+    let side = size / config.downscale();
+    let latents = normal(0, &[images, config.latent_channels, side, side])?;
+    Ok(Box::new(move || {
+        let started = Instant::now();
+        let pictures = vae.decode(&latents)?;
+        let seconds = started.elapsed().as_secs_f64();
+        black_box(pictures);
+        Ok(seconds)
+    }))
+}
+
+fn text_encoder(prompts: usize) -> Result<Run> {
+    let config: TextConfig = files(Model::Sd14).json("text_encoder/config.json")?;
+    let (_, vars) = TextEncoder::new(&config, fresh())?;
+    let (text, _) = TextEncoder::new(&config, frozen(vars, DType::F32))?;
+    let length = config.max_position_embeddings;
+    let tokens: Vec<u32> = (0..prompts * length).map(|i| (i * 7919 % config.vocab_size) as u32).collect();
+    let tokens = Tensor::from_vec(tokens, (prompts, length), &Device::Cpu)?;
+    Ok(Box::new(move || {
+        let started = Instant::now();
+        let context = text.forward(&tokens)?;
+        let seconds = started.elapsed().as_secs_f64();
+        black_box(context);
+        Ok(seconds)
+    }))
+}
+
+/// One reference, one new picture, joint guidance; without loading the model.
+fn sample(steps: usize) -> Result<Run> {
+    let pipeline = Pipeline::load(&Files::Embedded(toybox::FILES), &Runtime::cpu(), true)?;
+    let size = pipeline.native_size();
+    let image = RgbImage::from_fn(size as u32, size as u32, |x, y| Rgb([4 * x as u8, 4 * y as u8, 128]));
+    let request = SetRequest {
+        references: vec![Reference { image, caption: "a photo of a robot".into() }],
+        prompts: vec!["a photo of a robot on the beach".into()],
+        seeds: vec![0],
+    };
+    let guidance = Guidance::Joint { scale: 3.0 };
+    let settings = SampleSettings { sampler: Sampler::Ddim, steps, guidance, size };
+    Ok(Box::new(move || {
+        let started = Instant::now();
+        let painted = pipeline.paint(std::slice::from_ref(&request), &settings, None, &mut || Ok(()))?;
+        let seconds = started.elapsed().as_secs_f64();
+        black_box(painted.images);
+        Ok(seconds)
+    }))
+}

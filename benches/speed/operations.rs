@@ -1,0 +1,139 @@
+//! Runs of single operations on random inputs.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use candle_core::{D, Device, Result as CandleResult, Tensor, Var};
+use jedi::ops::{self, Activation, AdamW, Conv2d, Groups, Mask, Moments};
+use jedi::rng::Rng;
+
+use super::case::{Pass, Work};
+
+/// Does a work once and returns the seconds of its timed part.
+pub type Run = Box<dyn FnMut() -> Result<f64>>;
+
+/// Operations made in memory; networks are `networks.rs`'s.
+pub fn prepare(work: &Work) -> Result<Run> {
+    match *work {
+        Work::Conv { images, size, inputs, outputs, kernel, stride, pass } => {
+            let conv = Conv2d { stride, pad: [kernel / 2; 4] };
+            let fan_in = inputs * kernel * kernel;
+            let shapes = [vec![images, size, size, inputs], vec![outputs, inputs, kernel, kernel], vec![outputs]];
+            let tensors = [normal(0, &shapes[0], 1)?, normal(1, &shapes[1], fan_in)?, normal(2, &shapes[2], 1)?];
+            differentiable(pass, tensors, move |[x, w, b]| ops::conv2d(x, w, Some(b), conv))
+        }
+        Work::Attention { batch, queries, keys, heads, width, pass } => {
+            let (q, k) = ([batch, queries, heads * width], [batch, keys, heads * width]);
+            let tensors = [normal(0, &q, 1)?, normal(1, &k, 1)?, normal(2, &k, 1)?];
+            differentiable(pass, tensors, move |[q, k, v]| ops::attention(q, k, v, heads, Mask::None))
+        }
+        Work::GroupNorm { images, size, channels, groups, silu, pass } => {
+            let groups = Groups { count: groups, eps: 1e-5 };
+            let activation = if silu { Activation::Silu } else { Activation::None };
+            let shape = [images, size, size, channels];
+            let tensors = [normal(0, &shape, 1)?, normal(1, &[channels], 1)?, normal(2, &[channels], 1)?];
+            differentiable(pass, tensors, move |[x, w, b]| ops::group_norm(x, w, b, groups, activation))
+        }
+        Work::LayerNorm { rows, width, pass } => {
+            let tensors = [normal(0, &[rows, width], 1)?, normal(1, &[width], 1)?, normal(2, &[width], 1)?];
+            differentiable(pass, tensors, |[x, w, b]| ops::layer_norm(x, w, b, 1e-5))
+        }
+        Work::Geglu { rows, width, pass } => {
+            differentiable(pass, [normal(0, &[rows, 2 * width], 1)?], |[x]| ops::geglu(x))
+        }
+        Work::Linear { rows, inputs, outputs, pass } => {
+            let weight = normal(1, &[outputs, inputs], inputs)?;
+            let tensors = [normal(0, &[rows, inputs], 1)?, weight, normal(2, &[outputs], 1)?];
+            differentiable(pass, tensors, |[x, w, b]| ops::linear(x, w, Some(b)))
+        }
+        Work::Upsample { images, size, channels, pass } => {
+            differentiable(pass, [normal(0, &[images, size, size, channels], 1)?], |[x]| ops::upsample2x(x))
+        }
+        Work::Add { length } => {
+            let tensors = [normal(0, &[length], 1)?, normal(1, &[length], 1)?];
+            differentiable(Pass::Forward, tensors, |[a, b]| a + b)
+        }
+        Work::Concatenate { pixels, left, right } => {
+            let tensors = [normal(0, &[pixels, left], 1)?, normal(1, &[pixels, right], 1)?];
+            differentiable(Pass::Forward, tensors, |[a, b]| Tensor::cat(&[a, b], D::Minus1))
+        }
+        Work::Adamw { tensors, length } => adamw(tensors, length),
+        _ => bail!("{work:?}: not a single operation"),
+    }
+}
+
+/// Standard normal over √fan_in, so that what comes out is of unit size.
+fn normal(index: u64, shape: &[usize], fan_in: usize) -> CandleResult<Tensor> {
+    Rng::new(0, "bench", index).normal_tensor(shape)? / (fan_in as f64).sqrt()
+}
+
+/// Times `f`, its gradients, or both. Gradients start from ones.
+fn differentiable<const N: usize>(
+    pass: Pass,
+    inputs: [Tensor; N],
+    f: impl Fn([&Tensor; N]) -> CandleResult<Tensor> + 'static,
+) -> Result<Run> {
+    if pass == Pass::Forward {
+        return Ok(Box::new(move || {
+            let started = Instant::now();
+            let output = f(inputs.each_ref())?;
+            let seconds = started.elapsed().as_secs_f64();
+            black_box(output);
+            Ok(seconds)
+        }));
+    }
+    let mut vars = Vec::with_capacity(N);
+    for input in &inputs {
+        vars.push(Var::from_tensor(input)?);
+    }
+    let Ok(vars) = <[Var; N]>::try_from(vars) else { bail!("{N} inputs expected") };
+    Ok(Box::new(move || {
+        let started = Instant::now();
+        let output = f(vars.each_ref().map(Var::as_tensor))?;
+        let forward = started.elapsed().as_secs_f64();
+        let gradients = output.backward()?;
+        let both = started.elapsed().as_secs_f64();
+        // A gradient that was not computed would make the figure a lie.
+        for var in &vars {
+            let Some(gradient) = gradients.get(var) else { bail!("an input got no gradient") };
+            black_box(gradient);
+        }
+        Ok(if pass == Pass::Both { both } else { both - forward })
+    }))
+}
+
+/// The global norm for clipping, then the updates.
+fn adamw(tensors: usize, length: usize) -> Result<Run> {
+    let mut slots = Vec::with_capacity(tensors);
+    for index in 0..tensors as u64 {
+        let values = normal(index, &[length], 1)?;
+        let zeros = || Var::zeros(length, values.dtype(), &Device::Cpu);
+        let moments = Moments { first: zeros()?, second: zeros()?, ema: Var::from_tensor(&values)? };
+        slots.push((Var::from_tensor(&values)?, normal(index + tensors as u64, &[length], 1)?, moments));
+    }
+    let mut step = 0;
+    Ok(Box::new(move || {
+        step += 1;
+        let started = Instant::now();
+        let mut square_sums = Vec::with_capacity(slots.len());
+        for (_, gradient, _) in &slots {
+            square_sums.push(gradient.sqr()?.sum_all()?);
+        }
+        let squares: Vec<f32> = Tensor::stack(&square_sums, 0)?.to_vec1()?;
+        let norm = squares.iter().map(|&square| f64::from(square)).sum::<f64>().sqrt();
+        let adamw = AdamW {
+            lr: 1e-4,
+            betas: (0.9, 0.999),
+            eps: 1e-8,
+            weight_decay: 0.01,
+            step,
+            gradient_scale: (1.0 / (norm + 1e-6)).min(1.0),
+            ema_decay: 0.999,
+        };
+        for (parameter, gradient, moments) in &slots {
+            adamw.update(parameter, gradient, moments)?;
+        }
+        Ok(started.elapsed().as_secs_f64())
+    }))
+}
