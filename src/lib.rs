@@ -17,7 +17,6 @@ pub mod whole_file;
 pub mod data;
 pub mod diffusion;
 pub mod model;
-#[allow(missing_docs)] // Doc lines are still to be written there.
 pub mod ops;
 
 pub mod eval;

@@ -8,9 +8,13 @@ use super::real::{Real, vectorised};
 /// AdamW (Loshchilov & Hutter 2019) as `torch.optim.AdamW`, at one step.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {
+    /// Learning rate of this step.
     pub lr: f64,
+    /// Decay of the first and the second moment.
     pub betas: (f64, f64),
+    /// Added to the root of the second moment.
     pub eps: f64,
+    /// Decoupled: a share `lr·weight_decay` of the parameter itself.
     pub weight_decay: f64,
     /// Updates made including this one, from 1.
     pub step: u64,
@@ -22,8 +26,11 @@ pub struct AdamW {
 
 /// What AdamW remembers of a parameter; all of its shape.
 pub struct Moments {
+    /// Mean of the gradient.
     pub first: Var,
+    /// Mean of its square.
     pub second: Var,
+    /// Averaged parameter.
     pub ema: Var,
 }
 

@@ -14,6 +14,7 @@ use super::real::{Matrix, Output, Real, matmul, vectorised};
 /// Which keys a query sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mask {
+    /// All of them.
     None,
     /// Query i sees keys 0..=i (CLIP's text encoder).
     Causal,

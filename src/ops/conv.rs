@@ -16,6 +16,7 @@ use super::{conv_wide, winograd};
 /// Stride and zero padding of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conv2d {
+    /// Pixels from one output to the next.
     pub stride: usize,
     /// Zeros at the top, bottom, left and right.
     pub pad: [usize; 4],

@@ -15,7 +15,9 @@ use super::real::{Real, vectorised};
 /// What follows a group norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
+    /// Nothing.
     None,
+    /// x·σ(x).
     Silu,
 }
 
@@ -45,7 +47,9 @@ pub fn group_norm(
 /// Number of groups and the ε added to the variance.
 #[derive(Clone, Copy, Debug)]
 pub struct Groups {
+    /// Groups that the channels divide into.
     pub count: usize,
+    /// Added to the variance.
     pub eps: f64,
 }
 
