@@ -1,7 +1,7 @@
 //! Every operation's CPU kernel against its composition of Candle's primitives, which the other devices run: the output
 //! and the gradients of all inputs, in f32.
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{DType, Result, Tensor, Var};
 
 use super::graft::{composed, on_cpu};
 use super::*;
@@ -92,6 +92,21 @@ fn conv2d_by_winograd() {
     agree("uneven padding", &shapes, |x| conv2d(&x[0], &x[1], Some(&x[2]), uneven));
     let wide: [&[usize]; 3] = [&[5, 8, 8, 32], &[80, 32, 3, 3], &[80]];
     agree("even", &wide, |x| conv2d(&x[0], &x[1], Some(&x[2]), Conv2d::same(3)));
+}
+
+#[test]
+fn winograd_in_f32_keeps_the_precision_of_a_single_operation() {
+    let mut rng = Rng::new(3, "winograd precision", 0);
+    let mut draw = |dims: &[usize]| rng.normal_tensor(dims).unwrap();
+    let (x, weight) = (draw(&[1, 16, 16, 320]), draw(&[32, 320, 3, 3]));
+    let conv = |dtype| {
+        let y = conv2d(&x.to_dtype(dtype).unwrap(), &weight.to_dtype(dtype).unwrap(), None, Conv2d::same(3)).unwrap();
+        y.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap()
+    };
+    let (single, double) = (conv(DType::F32), conv(DType::F64));
+    let largest = double.iter().fold(0f64, |max, v| max.max(v.abs()));
+    let error = single.iter().zip(&double).fold(0f64, |max, (a, b)| max.max((a - b).abs())) / largest;
+    assert!(error < 1e-6, "{error:e}"); // design: a single operation within 1e-6 of the output's largest magnitude
 }
 
 #[test]
