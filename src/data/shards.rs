@@ -19,6 +19,16 @@ struct Extent {
     bytes: u64,
 }
 
+impl Extent {
+    /// The bytes, at most `limit` of them.
+    fn read(&self, tar: &mut File, limit: Option<u64>) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; self.bytes.min(limit.unwrap_or(u64::MAX)) as usize];
+        tar.seek(SeekFrom::Start(self.offset))?;
+        tar.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+}
+
 /// The files of one sample in a tar.
 #[derive(Clone, Debug)]
 pub struct TarSample {
@@ -31,17 +41,10 @@ impl TarSample {
     /// Reads the sample's files from the tar at `path`.
     pub fn read(&self, path: &Path) -> Result<Members> {
         let mut file = File::open(path)?;
-        let mut member = |extent: &Extent| {
-            let mut bytes = vec![0; extent.bytes as usize];
-            file.seek(SeekFrom::Start(extent.offset))?;
-            file.read_exact(&mut bytes)?;
-            Ok((extent.suffix.to_string(), bytes))
-        };
+        let mut member = |extent: &Extent| Ok((extent.suffix.to_string(), extent.read(&mut file, None)?));
         self.extents.iter().map(&mut member).collect()
     }
-}
 
-impl TarSample {
     /// Endings of the sample's files.
     pub fn suffixes(&self) -> Vec<&str> {
         self.extents.iter().map(|extent| &*extent.suffix).collect()
@@ -50,11 +53,7 @@ impl TarSample {
     /// Reads one of the sample's files, at most `limit` bytes of it.
     pub fn read_one(&self, path: &Path, suffix: &str, limit: Option<u64>) -> Result<Vec<u8>> {
         let extent = self.extents.iter().find(|extent| &*extent.suffix == suffix).context("is not there")?;
-        let mut bytes = vec![0; extent.bytes.min(limit.unwrap_or(u64::MAX)) as usize];
-        let mut file = File::open(path)?;
-        file.seek(SeekFrom::Start(extent.offset))?;
-        file.read_exact(&mut bytes)?;
-        Ok(bytes)
+        extent.read(&mut File::open(path)?, limit)
     }
 }
 

@@ -1,4 +1,5 @@
-//! Two-dimensional convolution, channel-last, as matrix products over tiles of unfolded rows (im2col).
+//! Two-dimensional convolution, channel-last: by Winograd (`winograd`) or for many weights at few positions (`conv_wide`)
+//! where these suit, else here as matrix products over tiles of unfolded rows (im2col).
 //!
 //! A tile of output positions is unfolded into `[positions, k·k·c]` in a buffer that stays in the cache and multiplied
 //! with the weight repacked as `[k·k·c, out]`; no unfolded picture is ever kept. The input's gradient at stride 1 is
@@ -91,6 +92,11 @@ impl Geometry {
     /// Output positions over the whole batch.
     pub fn positions(self) -> usize {
         self.images * self.output.0 * self.output.1
+    }
+
+    /// Whether the weight does not stay in the caches.
+    pub fn is_wide(self) -> bool {
+        self.channels.0 * self.channels.1 > 200_000
     }
 
     /// The convolution of dy with the flipped kernel that gives the input's gradient; None at other strides than 1.

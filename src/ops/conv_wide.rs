@@ -14,8 +14,7 @@ const GRAIN: usize = 32;
 
 /// Whether the weight outweighs the positions.
 pub fn suits(geometry: Geometry) -> bool {
-    let (c, out) = geometry.channels;
-    geometry.positions() <= 512 && c * out > 200_000
+    geometry.positions() <= 512 && geometry.is_wide()
 }
 
 /// # Shapes

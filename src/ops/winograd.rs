@@ -9,6 +9,8 @@
 
 #![allow(clippy::needless_range_loop)] // two indices run side by side
 
+use std::ops::Range;
+
 use super::buffer::unwritten;
 use super::conv::Geometry;
 use super::lanes::{LANES, Lanes};
@@ -22,13 +24,8 @@ const POINTS: usize = 16;
 /// to outweigh the transforms.
 pub fn suits(geometry: Geometry) -> bool {
     let (c, out) = geometry.channels;
-    let enough = if is_wide(geometry) { 128 } else { 64 };
+    let enough = if geometry.is_wide() { 128 } else { 64 };
     geometry.kernel == 3 && geometry.conv.stride == 1 && c.min(out) >= 16 && tiles(geometry) >= enough
-}
-
-/// Whether the transformed weight does not stay in the caches.
-fn is_wide(geometry: Geometry) -> bool {
-    geometry.channels.0 * geometry.channels.1 > 200_000
 }
 
 /// Rows and columns of tiles in a picture.
@@ -51,63 +48,79 @@ fn stride(n: usize, width: usize) -> usize {
 }
 
 /// The tiles of `range` in nearly equal blocks, (first, number).
-fn blocks(range: std::ops::Range<usize>, block: usize) -> impl Iterator<Item = (usize, usize)> {
-    let parts = range.len().div_ceil(block);
+fn blocks(range: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
+    let parts = range.len().div_ceil(BLOCK);
     (0..parts).map(move |part| {
         let own = parallel::range(range.len(), parts, part);
         (range.start + own.start, own.len())
     })
 }
 
+/// How threads share out the work: ranges of output channels times ranges of tiles.
+#[derive(Clone, Copy)]
+struct Shares {
+    columns: usize,
+    tiles: usize,
+}
+
+impl Shares {
+    /// By output channels where that pays, no range narrower than 64; by tiles, at least `tiles_each` of them, where there
+    /// are more threads.
+    fn of(geometry: Geometry, by_columns: bool, tiles_each: usize) -> Self {
+        let threads = parallel::parts(usize::MAX, 1);
+        let columns = if by_columns { threads.min(geometry.channels.1.div_ceil(64)) } else { 1 };
+        Self { columns, tiles: (threads / columns).min(tiles(geometry).div_ceil(tiles_each)).max(1) }
+    }
+
+    /// Calls `f(number of the range of tiles, output channels, tiles)` for every share, in parallel.
+    fn for_each(self, geometry: Geometry, f: impl Fn(usize, Range<usize>, Range<usize>) + Sync + Send) {
+        parallel::map(self.columns * self.tiles, 1, |parts| {
+            for part in parts {
+                let (column_part, tile_part) = (part % self.columns, part / self.columns);
+                let columns = parallel::range(geometry.channels.1, self.columns, column_part);
+                f(tile_part, columns, parallel::range(tiles(geometry), self.tiles, tile_part));
+            }
+        });
+    }
+}
+
 /// # Shapes
 /// - x `[images, h, w, c]`, weight `[out, c, 3, 3]` → `[images, h', w', out]`
 pub fn forward<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, geometry: Geometry) -> Vec<T> {
-    let (c, _) = geometry.channels;
-    let u = transformed(weight, geometry.channels, Kernel::AsIs); // [16, out, c]
-    multiply(x, (&u, Order::OutByIn), bias, geometry, c)
+    multiply(x, weight, bias, geometry, Pass::Forward)
 }
 
 /// The gradient of the input; `flipped` is the geometry of the convolution from dy back to x, the weight stays as it is.
 pub fn input_gradient<T: Real>(dy: &[T], weight: &[T], flipped: Geometry) -> Vec<T> {
-    let (out, c) = flipped.channels;
-    let u = transformed(weight, (c, out), Kernel::Flipped); // [16, out, c]
-    multiply(dy, (&u, Order::InByOut), None, flipped, c)
+    multiply(dy, weight, None, flipped, Pass::InputGradient)
 }
 
-/// Whether the kernel is turned round in both directions.
+/// What the weight `[out, c, 3, 3]` is multiplied for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kernel {
-    AsIs,
-    Flipped,
-}
-
-/// How the transformed weight lies at each point, seen from the convolution that multiplies with it.
-#[derive(Clone, Copy)]
-enum Order {
-    OutByIn,
-    InByOut,
+enum Pass {
+    Forward,
+    /// With the kernel turned round in both directions, from `out` channels to `c`.
+    InputGradient,
 }
 
 /// The weight `[out, c, 3, 3]` at the 16 points, `[16, out, c]`.
-fn transformed<T: Real>(weight: &[T], (c, out): (usize, usize), kernel: Kernel) -> Vec<T> {
+fn transformed<T: Real>(weight: &[T], (c, out): (usize, usize), pass: Pass) -> Vec<T> {
     let mut u = unwritten(POINTS * out * c);
     let u_at = Disjoint::new(&mut u);
-    parallel::map(out, 1, |outputs| {
-        transform_weight(&u_at, &weight[outputs.start * c * 9..], outputs, (c, out), kernel)
-    });
+    parallel::map(out, 1, |outputs| transform_weight(&u_at, &weight[outputs.start * c * 9..], outputs, (c, out), pass));
     u
 }
 
 vectorised! {
     /// G·g·Gᵀ of these output channels, whose weights come first in `weight`.
     fn transform_weight[T: Real](
-        u: &Disjoint<T>, weight: &[T], outputs: std::ops::Range<usize>, channels: (usize, usize), kernel: Kernel,
+        u: &Disjoint<T>, weight: &[T], outputs: Range<usize>, channels: (usize, usize), pass: Pass,
     ) {
         let (c, out) = channels;
         let mut taps = unwritten(9 * c); // [9, c]
         for (weight, output) in weight.chunks_exact(9 * c).zip(outputs) {
             for tap in 0..9 {
-                let from = if kernel == Kernel::Flipped { 8 - tap } else { tap };
+                let from = if pass == Pass::InputGradient { 8 - tap } else { tap };
                 for (i, value) in taps[tap * c..][..c].iter_mut().enumerate() {
                     *value = weight[i * 9 + from];
                 }
@@ -132,49 +145,31 @@ vectorised! {
     }
 }
 
-/// The parts that threads share: ranges of output channels, ranges of tiles. Where the transformed weight does not stay in
-/// the caches, each thread takes some of its channels for all tiles; else some of the tiles.
-fn shares(geometry: Geometry) -> (usize, usize) {
-    const COLUMNS: usize = 64;
-    let out = geometry.channels.1;
-    let threads = parallel::parts(usize::MAX, 1);
-    let column_parts = if is_wide(geometry) { threads.min(out.div_ceil(COLUMNS)) } else { 1 };
-    (column_parts, (threads / column_parts).min(tiles(geometry).div_ceil(16)).max(1))
-}
-
-/// The convolution of x with a transformed weight whose inner width is `inner`.
-fn multiply<T: Real>(
-    x: &[T],
-    (u, order): (&[T], Order),
-    bias: Option<&[T]>,
-    geometry: Geometry,
-    inner: usize,
-) -> Vec<T> {
+/// The convolution of x. Where the transformed weight does not stay in the caches, each thread takes some of its channels
+/// for all tiles; else some of the tiles.
+fn multiply<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, geometry: Geometry, pass: Pass) -> Vec<T> {
     let (c, out) = geometry.channels;
+    let channels = if pass == Pass::Forward { (c, out) } else { (out, c) };
+    let u = transformed(weight, channels, pass); // [16, out, c] as the weight has them
     let mut y = unwritten(geometry.positions() * out);
     let y_at = Disjoint::new(&mut y);
-    let (column_parts, tile_parts) = shares(geometry);
-    parallel::map(column_parts * tile_parts, 1, |parts| {
-        for part in parts {
-            let columns = parallel::range(out, column_parts, part % column_parts);
-            let width = columns.len();
-            let (mut v, mut m) = (unwritten(POINTS * stride(BLOCK, c)), unwritten(POINTS * stride(BLOCK, width)));
-            let own = parallel::range(tiles(geometry), tile_parts, part / column_parts);
-            for (first, n) in blocks(own, BLOCK) {
-                input_tiles(&mut v, x, (first, n), geometry);
-                for point in 0..POINTS {
-                    let a = Matrix::rows(&v[point * stride(n, c)..], c);
-                    let u = &u[point * c * out..][..c * out];
-                    let b = match order {
-                        Order::OutByIn => Matrix::rows(&u[columns.start * inner..], inner).transposed(),
-                        Order::InByOut => Matrix::rows(&u[columns.start..], inner),
-                    };
-                    let target = (Matrix::rows_mut(&mut m[point * stride(n, width)..], width), Output::Replace);
-                    // SAFETY: at each point v holds n·c, u c·out and m n·width values.
-                    unsafe { matmul((n, width, c), T::ONE, a, b, target) }
-                }
-                output_tiles(&y_at, &m, bias, columns.clone(), (first, n), geometry);
+    Shares::of(geometry, geometry.is_wide(), 16).for_each(geometry, |_, columns, tiles| {
+        let width = columns.len();
+        let (mut v, mut m) = (unwritten(POINTS * stride(BLOCK, c)), unwritten(POINTS * stride(BLOCK, width)));
+        for (first, n) in blocks(tiles) {
+            input_tiles(&mut v, x, (first, n), geometry);
+            for point in 0..POINTS {
+                let a = Matrix::rows(&v[point * stride(n, c)..], c);
+                let u = &u[point * c * out..][..c * out];
+                let b = match pass {
+                    Pass::Forward => Matrix::rows(&u[columns.start * c..], c).transposed(),
+                    Pass::InputGradient => Matrix::rows(&u[columns.start..], out),
+                };
+                let target = (Matrix::rows_mut(&mut m[point * stride(n, width)..], width), Output::Replace);
+                // SAFETY: at each point v holds n·c, u c·out and m n·width values.
+                unsafe { matmul((n, width, c), T::ONE, a, b, target) }
             }
+            output_tiles(&y_at, &m, bias, columns.clone(), (first, n), geometry);
         }
     });
     y
@@ -260,7 +255,7 @@ vectorised! {
 vectorised! {
     /// Aᵀ·m·A + bias of the tiles into these columns of y; m is `[16, n, columns]`.
     fn output_tiles[T: Real](
-        y: &Disjoint<T>, m: &[T], bias: Option<&[T]>, columns: std::ops::Range<usize>, tiles: (usize, usize),
+        y: &Disjoint<T>, m: &[T], bias: Option<&[T]>, columns: Range<usize>, tiles: (usize, usize),
         geometry: Geometry,
     ) {
         let (first, n) = tiles;
@@ -295,35 +290,27 @@ vectorised! {
 /// # Shapes
 /// - dy `[images, h', w', out]`, x `[images, h, w, c]` → `[out, c, 3, 3]`
 pub fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T> {
-    const COLUMNS: usize = 64;
     let (c, out) = geometry.channels;
-    // Threads share out the output channels, and the tiles where there are more threads than wide enough columns.
-    let threads = parallel::parts(usize::MAX, 1);
-    let column_parts = threads.min(out.div_ceil(COLUMNS));
-    let tile_parts = (threads / column_parts).min(tiles(geometry).div_ceil(64)).max(1);
+    let shares = Shares::of(geometry, true, 64);
     let points = POINTS * out * c;
-    let mut du = unwritten(tile_parts * points); // [tile parts, 16, out, c]
+    let mut du = unwritten(shares.tiles * points); // [ranges of tiles, 16, out, c]
     let du_at = Disjoint::new(&mut du);
-    parallel::map(column_parts * tile_parts, 1, |parts| {
-        for part in parts {
-            let columns = parallel::range(out, column_parts, part % column_parts);
-            let width = columns.len();
-            let (mut v, mut z) = (unwritten(POINTS * stride(BLOCK, c)), unwritten(POINTS * stride(BLOCK, width)));
-            let own = parallel::range(tiles(geometry), tile_parts, part / column_parts);
-            let mut mode = Output::Replace;
-            for (first, n) in blocks(own, BLOCK) {
-                input_tiles(&mut v, x, (first, n), geometry);
-                gradient_tiles(&mut z, dy, columns.clone(), (first, n), geometry);
-                for point in 0..POINTS {
-                    let a = Matrix::rows(&z[point * stride(n, width)..], width).transposed();
-                    let b = Matrix::rows(&v[point * stride(n, c)..], c);
-                    let start = du_at.at(part / column_parts * points + (point * out + columns.start) * c);
-                    let target = Matrix { start, row_stride: c, column_stride: 1 };
-                    // SAFETY: at each point z holds n·width and v n·c values; these rows of du are this part's alone.
-                    unsafe { matmul((width, c, n), T::ONE, a, b, (target, mode)) }
-                }
-                mode = Output::Add;
+    shares.for_each(geometry, |part, columns, tiles| {
+        let width = columns.len();
+        let (mut v, mut z) = (unwritten(POINTS * stride(BLOCK, c)), unwritten(POINTS * stride(BLOCK, width)));
+        let mut mode = Output::Replace;
+        for (first, n) in blocks(tiles) {
+            input_tiles(&mut v, x, (first, n), geometry);
+            gradient_tiles(&mut z, dy, columns.clone(), (first, n), geometry);
+            for point in 0..POINTS {
+                let a = Matrix::rows(&z[point * stride(n, width)..], width).transposed();
+                let b = Matrix::rows(&v[point * stride(n, c)..], c);
+                let start = du_at.at(part * points + (point * out + columns.start) * c);
+                let target = Matrix { start, row_stride: c, column_stride: 1 };
+                // SAFETY: at each point z holds n·width and v n·c values; these rows of du are this share's alone.
+                unsafe { matmul((width, c, n), T::ONE, a, b, (target, mode)) }
             }
+            mode = Output::Add;
         }
     });
     let mut dw = unwritten(9 * c * out);
@@ -334,7 +321,7 @@ pub fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T>
 vectorised! {
     /// A·dy·Aᵀ of the tiles at some output channels, `[16, n, columns]`.
     fn gradient_tiles[T: Real](
-        z: &mut [T], dy: &[T], columns: std::ops::Range<usize>, tiles: (usize, usize), geometry: Geometry,
+        z: &mut [T], dy: &[T], columns: Range<usize>, tiles: (usize, usize), geometry: Geometry,
     ) {
         let (first, n) = tiles;
         let (out, width) = (geometry.channels.1, columns.len());
@@ -368,7 +355,7 @@ vectorised! {
 
 vectorised! {
     /// Gᵀ·du·G for these output channels, du summed over its parts.
-    fn gather_weight[T: Real](dw: &mut [T], du: &[T], outputs: std::ops::Range<usize>, channels: (usize, usize)) {
+    fn gather_weight[T: Real](dw: &mut [T], du: &[T], outputs: Range<usize>, channels: (usize, usize)) {
         let (c, out) = channels;
         let mut taps = unwritten(9 * c); // [9, c]
         for (dw, output) in dw.chunks_exact_mut(9 * c).zip(outputs) {
