@@ -152,7 +152,7 @@ def write_schedule(folder):
     """DDIMScheduler alone: ᾱ, timesteps of every spacing, and single steps for both kinds of prediction."""
     random = generator(540)
     stored, timesteps = {}, {}
-    for beta_schedule in ("linear", "scaled_linear"):
+    for beta_schedule in ("linear", "scaled_linear", "squaredcos_cap_v2"):
         scheduler = DDIMScheduler.from_config(networks.scheduler().config, beta_schedule=beta_schedule)
         stored[f"alphas_cumprod.{beta_schedule}"] = scheduler.alphas_cumprod
     for spacing in ("leading", "trailing", "linspace"):

@@ -57,6 +57,10 @@ pub enum BetaSchedule {
     Linear,
     /// Linear in √β.
     ScaledLinear,
+    /// ᾱ falls as a squared cosine, whatever `beta_start` and `beta_end` (Nichol & Dhariwal 2021, eq. 17): more of the
+    /// timesteps at middling noise, which is what small pictures need.
+    #[serde(rename = "squaredcos_cap_v2")]
+    SquaredCosine,
 }
 
 /// What the network's output means.
@@ -81,6 +85,11 @@ pub enum Spacing {
     Linspace,
 }
 
+/// The ᾱ that [`BetaSchedule::SquaredCosine`] follows, in front of timestep `i`.
+fn cosine(i: usize, steps: usize) -> f64 {
+    ((i as f64 / steps as f64 + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2)
+}
+
 /// ᾱ of every training timestep.
 #[derive(Clone, Debug)]
 pub struct NoiseSchedule {
@@ -101,6 +110,7 @@ impl NoiseSchedule {
                 let beta = match config.beta_schedule {
                     BetaSchedule::Linear => between(config.beta_start, config.beta_end, i),
                     BetaSchedule::ScaledLinear => between(config.beta_start.sqrt(), config.beta_end.sqrt(), i).powi(2),
+                    BetaSchedule::SquaredCosine => (1.0 - cosine(i + 1, steps) / cosine(i, steps)).min(0.999),
                 };
                 product *= 1.0 - beta;
                 product

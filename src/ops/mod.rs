@@ -10,7 +10,10 @@ mod graft;
 mod lanes;
 mod memory;
 mod parallel;
+mod precision;
 mod real;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 mod activation;
 mod adamw;
@@ -31,6 +34,7 @@ pub use group_norm::{Activation, Groups, group_norm};
 pub use layer_norm::layer_norm;
 pub use linear::{add_per_image, linear};
 pub use memory::{fit_threads, keep_freed_memory};
+pub use precision::{Precision, matmul_precision, set_matmul_precision};
 pub use resample::{to_channels_first, to_channels_last, upsample2x};
 
 #[cfg(test)]

@@ -18,7 +18,11 @@ use crate::golden::{Golden, pipeline_part};
 fn alphas_are_diffusers() {
     let case = Golden::open("schedule");
     let mut comparison = Comparison::default();
-    for (name, beta_schedule) in [("linear", BetaSchedule::Linear), ("scaled_linear", BetaSchedule::ScaledLinear)] {
+    for (name, beta_schedule) in [
+        ("linear", BetaSchedule::Linear),
+        ("scaled_linear", BetaSchedule::ScaledLinear),
+        ("squaredcos_cap_v2", BetaSchedule::SquaredCosine),
+    ] {
         let schedule = NoiseSchedule::new(&ScheduleConfig { beta_schedule, ..Default::default() }).unwrap();
         let found: Vec<f64> = (0..schedule.train_steps()).map(|t| schedule.alpha_cumprod(t)).collect();
         let expected = values(case.tensor(&format!("alphas_cumprod.{name}")));
