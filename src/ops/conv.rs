@@ -12,7 +12,7 @@ use super::graft::{for_float, graft, on_cpu, tensor, with_values};
 use super::linear::{column_sums, linear, sum_of};
 use super::parallel;
 use super::real::{Matrix, Output, Real, matmul};
-use super::{conv_wide, winograd};
+use super::{conv_wide, tiles, winograd};
 
 /// Stride and zero padding of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +100,7 @@ impl Geometry {
     }
 
     /// The convolution of dy with the flipped kernel that gives the input's gradient; None at other strides than 1.
-    fn flipped(self) -> Option<Self> {
+    pub fn flipped(self) -> Option<Self> {
         let k = self.kernel;
         let [top, _, left, _] = self.conv.pad;
         (self.conv.stride == 1 && top < k && left < k).then(|| Self {
@@ -201,11 +201,14 @@ fn unfold<T: Real>(x: &[T], geometry: Geometry, first: usize, tile: &mut [T]) {
 }
 
 fn forward<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, geometry: Geometry) -> Vec<T> {
-    if winograd::suits(geometry) {
-        return winograd::forward(x, weight, bias, geometry);
-    }
     if conv_wide::suits(geometry) {
         return conv_wide::forward(x, weight, bias, geometry);
+    }
+    if let Some(y) = tiles::conv::forward(x, weight, bias, geometry) {
+        return y;
+    }
+    if winograd::suits(geometry) {
+        return winograd::forward(x, weight, bias, geometry);
     }
     direct(x, &packed(weight, geometry), bias, geometry)
 }
@@ -255,11 +258,14 @@ fn backward<T: Real>(inputs: &[&Tensor], gradient: &Tensor, geometry: Geometry) 
 
 fn input_gradient<T: Real>(dy: &[T], weight: &[T], geometry: Geometry) -> Vec<T> {
     let flipped = geometry.flipped();
-    if let Some(flipped) = flipped.filter(|flipped| winograd::suits(*flipped)) {
-        return winograd::input_gradient(dy, weight, flipped);
-    }
     if conv_wide::suits(geometry) {
         return conv_wide::input_gradient(dy, weight, geometry);
+    }
+    if let Some(dx) = flipped.and_then(|flipped| tiles::conv::input_gradient(dy, weight, flipped)) {
+        return dx;
+    }
+    if let Some(flipped) = flipped.filter(|flipped| winograd::suits(*flipped)) {
+        return winograd::input_gradient(dy, weight, flipped);
     }
     match flipped {
         Some(flipped) => direct(dy, &packed_flipped(weight, geometry), None, flipped),
@@ -300,11 +306,14 @@ fn folded<T: Real>(dy: &[T], weight: &[T], geometry: Geometry) -> Vec<T> {
 }
 
 fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T> {
-    if winograd::suits(geometry) {
-        return winograd::weight_gradient(dy, x, geometry);
-    }
     if conv_wide::suits(geometry) {
         return conv_wide::weight_gradient(dy, x, geometry);
+    }
+    if let Some(dw) = tiles::conv::weight_gradient(dy, x, geometry) {
+        return dw;
+    }
+    if winograd::suits(geometry) {
+        return winograd::weight_gradient(dy, x, geometry);
     }
     let (patch, out) = (geometry.patch(), geometry.channels.1);
     let tile_rows = geometry.tile();

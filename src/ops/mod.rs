@@ -14,6 +14,9 @@ mod precision;
 mod real;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
+#[cfg(not(target_arch = "x86_64"))]
+#[path = "tiles/elsewhere.rs"]
+mod tiles;
 
 mod activation;
 mod adamw;

@@ -3,8 +3,7 @@
 use candle_core::{DType, WithDType};
 use gemm::Parallelism;
 
-#[cfg(target_arch = "x86_64")]
-use super::{precision::matmul_precision, tiles};
+use super::tiles;
 
 /// f32 in use, f64 in the gradient checks.
 pub trait Real:
@@ -164,19 +163,7 @@ impl<T> Matrix<*const T> {
     }
 }
 
-impl<T> Matrix<*const T> {
-    #[cfg(target_arch = "x86_64")]
-    fn cast<U>(self) -> Matrix<*const U> {
-        Matrix { start: self.start.cast(), row_stride: self.row_stride, column_stride: self.column_stride }
-    }
-}
-
 impl<T> Matrix<*mut T> {
-    #[cfg(target_arch = "x86_64")]
-    fn cast<U>(self) -> Matrix<*mut U> {
-        Matrix { start: self.start.cast(), row_stride: self.row_stride, column_stride: self.column_stride }
-    }
-
     pub fn rows_mut(values: &mut [T], columns: usize) -> Self {
         Self { start: values.as_mut_ptr(), row_stride: columns, column_stride: 1 }
     }
@@ -201,13 +188,9 @@ pub unsafe fn matmul<T: Real>(
     (out, mode): (Matrix<*mut T>, Output),
 ) {
     debug_assert!(matches!(T::DTYPE, DType::F32 | DType::F64));
-    #[cfg(target_arch = "x86_64")]
-    if T::DTYPE == DType::F32 {
-        let (a, b, out) = (a.cast::<f32>(), b.cast::<f32>(), out.cast::<f32>());
-        if tiles::suits((m, n, k), a, b, out) {
-            // SAFETY: the caller's contract, and T is f32.
-            return unsafe { tiles::matmul((m, n, k), scale.to_f64() as f32, a, b, (out, mode), matmul_precision()) };
-        }
+    // SAFETY: the caller's contract.
+    if unsafe { tiles::matmul((m, n, k), scale, a, b, (out, mode)) } {
+        return;
     }
     // SAFETY: the caller's contract.
     unsafe {

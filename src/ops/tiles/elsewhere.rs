@@ -1,0 +1,34 @@
+//! Machines without the tile unit: nothing is done on it.
+
+use super::real::{Matrix, Output, Real};
+
+/// Returns that nothing was done.
+///
+/// # Safety
+/// None needed; the unit's own has some.
+pub unsafe fn matmul<T: Real>(
+    _: (usize, usize, usize),
+    _: T,
+    _: Matrix<*const T>,
+    _: Matrix<*const T>,
+    _: (Matrix<*mut T>, Output),
+) -> bool {
+    false
+}
+
+pub mod conv {
+    use crate::ops::conv::Geometry;
+    use crate::ops::real::Real;
+
+    pub fn forward<T: Real>(_: &[T], _: &[T], _: Option<&[T]>, _: Geometry) -> Option<Vec<T>> {
+        None
+    }
+
+    pub fn input_gradient<T: Real>(_: &[T], _: &[T], _: Geometry) -> Option<Vec<T>> {
+        None
+    }
+
+    pub fn weight_gradient<T: Real>(_: &[T], _: &[T], _: Geometry) -> Option<Vec<T>> {
+        None
+    }
+}
