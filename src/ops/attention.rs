@@ -10,6 +10,7 @@ use super::buffer::unwritten;
 use super::graft::{for_float, graft, graft_tensor, on_cpu, tensor, with_values};
 use super::parallel;
 use super::real::{Matrix, Output, Real, matmul, vectorised};
+use super::tiles::{self, attention::Sizes};
 
 /// Which keys a query sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +65,11 @@ struct Attention {
 }
 
 impl Attention {
+    /// What the tile unit needs to know; it has no masks.
+    fn on_tiles(self) -> Option<Sizes> {
+        let Self { b, l, s, heads, d, mask } = self;
+        (mask == Mask::None).then_some(Sizes { b, l, s, heads, d })
+    }
     fn width(self) -> usize {
         self.heads * self.d
     }
@@ -106,6 +112,9 @@ impl Attention {
 
 /// The output and the logarithm of each query's denominator, `[b, heads, l]`.
 fn forward<T: Real>(q: &[T], k: &[T], v: &[T], shape: Attention) -> (Vec<T>, Vec<T>) {
+    if let Some(result) = shape.on_tiles().and_then(|sizes| tiles::attention::forward(q, k, v, sizes)) {
+        return result;
+    }
     let Attention { b, l, s, heads, d, .. } = shape;
     let mut out = unwritten(q.len());
     let mut denominators = unwritten(b * heads * l);
@@ -187,6 +196,10 @@ vectorised! {
 
 /// dq, dk, dv. With P the probabilities: dv = Pᵀ·dy, dP = dy·vᵀ, dS = P∘(dP − rowsum(dy∘o)), dq = dS·k/√d, dk = dSᵀ·q/√d.
 fn backward<T: Real>([q, k, v, o, dy]: [&[T]; 5], denominators: &[T], shape: Attention) -> [Vec<T>; 3] {
+    let inputs = [q, k, v, o, dy];
+    if let Some(result) = shape.on_tiles().and_then(|sizes| tiles::attention::backward(inputs, denominators, sizes)) {
+        return result;
+    }
     let Attention { b, l, s, heads, d, .. } = shape;
     let (mut dq, mut dk, mut dv) = (unwritten(q.len()), vec![T::ZERO; k.len()], vec![T::ZERO; v.len()]);
     let [dq_at, dk_at, dv_at] = [&mut dq, &mut dk, &mut dv].map(|g| parallel::Disjoint::new(g));

@@ -113,6 +113,11 @@ impl<T> Disjoint<T> {
         Self(buffer.as_mut_ptr())
     }
 
+    /// The same for what is only read.
+    pub fn reading(buffer: &[T]) -> Self {
+        Self(buffer.as_ptr().cast_mut())
+    }
+
     /// The address of element `index`; the caller answers for bounds and disjointness.
     pub fn at(&self, index: usize) -> *mut T {
         self.0.wrapping_add(index)

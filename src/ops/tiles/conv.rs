@@ -9,25 +9,30 @@ use std::ops::Range;
 
 use candle_core::DType;
 
+use super::memory::{Line, from_single, single, unwritten_lines};
 use super::pack::{Factor, Side, Sum, split, split_one, transposed};
-use super::unit::{Left, Registers, available};
+use super::unit::{Registers, Step, Tiles, available};
 use super::{EMPTY, SIDE, Tile, for_planes};
 use crate::ops::buffer::unwritten;
 use crate::ops::conv::Geometry;
 use crate::ops::parallel::{self, Disjoint};
 use crate::ops::precision::{Precision, matmul_precision};
 use crate::ops::real::Real;
+use crate::ops::winograd;
 
 /// Tiles of one pair of columns of the right factor that are multiplied at a time: they stay in the second-level cache.
 const PANEL: usize = 512;
 /// Rows of output tiles that a thread keeps while it goes through the panels.
 const CHUNK: usize = 16;
 
-/// Whether the tile unit is there and the channels fill its tiles.
+/// Whether the tile unit is there and the channels fill its tiles. In full precision Winograd's fewer products, themselves on
+/// the unit, are faster still; in lower precision its sums would lose what precision is left.
 fn suits<T: Real>(geometry: Geometry) -> bool {
     let (c, out) = geometry.channels;
-    let large = c.min(out) >= 8 && geometry.positions() >= SIDE;
-    T::DTYPE == DType::F32 && geometry.conv.stride == 1 && large && !std::env::var("CT").is_ok() && available()
+    let is_single = T::DTYPE == DType::F32 && geometry.conv.stride == 1;
+    let large = c.min(out) >= 4 && geometry.positions() >= SIDE;
+    let by_winograd = matmul_precision() == Precision::Highest && winograd::suits(geometry);
+    is_single && large && !by_winograd && available()
 }
 
 /// None where this does not suit.
@@ -37,12 +42,8 @@ fn suits<T: Real>(geometry: Geometry) -> bool {
 pub fn forward<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, geometry: Geometry) -> Option<Vec<T>> {
     let taps = geometry.kernel * geometry.kernel;
     let convolve = || {
-        let kernel = Kernel {
-            weight: single(weight),
-            along: taps,
-            across: taps * geometry.channels.0,
-            is_flipped: false,
-        };
+        let kernel =
+            Kernel { weight: single(weight), along: taps, across: taps * geometry.channels.0, is_flipped: false };
         let (x, bias, flat) = (single(x), bias.map(single), Flat::of(geometry));
         from_single(for_planes!(matmul_precision(), convolve(x, kernel, bias, flat)))
     };
@@ -53,12 +54,8 @@ pub fn forward<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, geometry: Geo
 pub fn input_gradient<T: Real>(dy: &[T], weight: &[T], flipped: Geometry) -> Option<Vec<T>> {
     let taps = flipped.kernel * flipped.kernel;
     let convolve = || {
-        let kernel = Kernel {
-            weight: single(weight),
-            along: taps * flipped.channels.1,
-            across: taps,
-            is_flipped: true,
-        };
+        let kernel =
+            Kernel { weight: single(weight), along: taps * flipped.channels.1, across: taps, is_flipped: true };
         let (dy, flat) = (single(dy), Flat::of(flipped));
         from_single(for_planes!(matmul_precision(), convolve(dy, kernel, None, flat)))
     };
@@ -73,21 +70,6 @@ pub fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Option
         from_single(for_planes!(matmul_precision(), correlate(dy, x, flat)))
     };
     suits::<T>(geometry).then(correlate)
-}
-
-/// The values of a `T` that is f32.
-fn single<T: Real>(values: &[T]) -> &[f32] {
-    assert_eq!(T::DTYPE, DType::F32);
-    // SAFETY: `Real` is f32 or f64, told apart above.
-    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
-}
-
-/// The way back.
-fn from_single<T: Real>(values: Vec<f32>) -> Vec<T> {
-    assert_eq!(T::DTYPE, DType::F32);
-    let mut values = std::mem::ManuallyDrop::new(values);
-    // SAFETY: `T` is f32, and nobody else owns the memory.
-    unsafe { Vec::from_raw_parts(values.as_mut_ptr().cast(), values.len(), values.capacity()) }
 }
 
 /// The padded pictures laid out flat.
@@ -119,20 +101,24 @@ impl Flat {
         self.geometry.kernel * self.geometry.kernel
     }
 
-    /// The pixel of x that lies at `position` of its picture.
-    fn pixel(self, position: usize) -> Option<usize> {
-        let (h, w) = self.geometry.input;
+    /// The pixel of x that lies at each position of its picture, where there is one; `len` positions.
+    fn pixels(self, len: usize) -> Vec<Option<usize>> {
         let [top, _, left, _] = self.geometry.conv.pad;
-        let row = (position / self.pitch).wrapping_sub(top);
-        let column = (position % self.pitch).wrapping_sub(left);
-        (row < h && column < w).then(|| row * w + column)
+        self.inside((top, left), self.geometry.input, len)
     }
 
-    /// The output at `position` of its picture.
-    fn output(self, position: usize) -> Option<usize> {
-        let (row, column) = (position / self.pitch, position % self.pitch);
-        let (h, w) = self.geometry.output;
-        (row < h && column < w).then(|| row * w + column)
+    /// The output at each position of its picture, where there is one; `len` positions.
+    fn outputs(self, len: usize) -> Vec<Option<usize>> {
+        self.inside((0, 0), self.geometry.output, len)
+    }
+
+    fn inside(self, (top, left): (usize, usize), (h, w): (usize, usize), len: usize) -> Vec<Option<usize>> {
+        let place = |position: usize| {
+            let (row, column) = (position / self.pitch, position % self.pitch);
+            let (row, column) = (row.checked_sub(top)?, column.checked_sub(left)?);
+            (row < h && column < w).then(|| row * w + column)
+        };
+        (0..len).map(place).collect()
     }
 }
 
@@ -146,26 +132,6 @@ struct Kernel<'a> {
     is_flipped: bool,
 }
 
-/// Memory of whole 64-byte lines that is written before it is read.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u32; 16]);
-
-#[allow(clippy::uninit_vec)]
-fn unwritten_lines<T: Copy>(len: usize) -> Vec<T> {
-    let mut lines = Vec::with_capacity(len);
-    // SAFETY: the capacity is `len`; lines and tiles are plain integers, written before they are read.
-    unsafe { lines.set_len(len) };
-    lines
-}
-
-/// The bf16 values of lines.
-fn values_of(lines: &mut [Line]) -> &mut [u16] {
-    let len = lines.len() * 32;
-    // SAFETY: a line is 32 of them.
-    unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), len) }
-}
-
 /// The pictures in bf16 planes, `[plane][picture][pixel][block of channels]`, a line each.
 fn packed_pixels<const PLANES: usize>(x: &[f32], flat: Flat, sum: Sum) -> Vec<Line> {
     let Geometry { images, input: (h, w), channels: (c, _), .. } = flat.geometry;
@@ -176,12 +142,13 @@ fn packed_pixels<const PLANES: usize>(x: &[f32], flat: Flat, sum: Sum) -> Vec<Li
     }
     let lines_at = Disjoint::new(&mut lines);
     let rows = flat.pixels / flat.pitch;
+    let places = flat.pixels(flat.pixels);
     parallel::map(images * rows, 4, |rows_of_all| {
         for row in rows_of_all {
             let (image, row) = (row / rows, row % rows);
             for position in row * flat.pitch..(row + 1) * flat.pitch {
                 let to = (image * flat.pixels + position) * sum.blocks;
-                let pixel = flat.pixel(position).map(|pixel| &x[(image * h * w + pixel) * c..][..c]);
+                let pixel = places[position].map(|pixel| &x[(image * h * w + pixel) * c..][..c]);
                 // SAFETY: the unit is there, and with it AVX-512; these lines of every plane are this thread's.
                 unsafe { pack_pixel::<PLANES>(pixel, sum, (lines_at.at(to), plane)) };
             }
@@ -244,13 +211,18 @@ fn convolve<const PLANES: usize>(x: &[f32], kernel: Kernel, bias: Option<&[f32]>
     let mut y = unwritten(flat.geometry.positions() * out);
     let y_at = Disjoint::new(&mut y);
     let line = size_of::<Line>();
-    let offsets: Vec<usize> = (0..flat.taps())
-        .flat_map(|tap| (0..sum.blocks).map(move |block| (flat.reach(tap) * sum.blocks + block) * line))
+    let steps: Vec<Step> = (0..flat.taps())
+        .flat_map(|tap| (0..sum.blocks).map(move |block| (tap, block)))
+        .map(|(tap, block)| {
+            let right = (tap * sum.blocks + block) * PLANES * size_of::<Tile>();
+            ((flat.reach(tap) * sum.blocks + block) * line, right)
+        })
         .collect();
     let work = Convolution {
         flat,
-        offsets,
+        steps,
         rows_each: flat.used.div_ceil(SIDE),
+        outputs: flat.outputs(flat.used.next_multiple_of(SIDE)),
         left: (pixels.as_ptr().cast(), sum.blocks * line, (images * flat.pixels + SIDE) * sum.blocks * line),
         right: tiles.as_ptr(),
         bias,
@@ -270,10 +242,12 @@ fn convolve<const PLANES: usize>(x: &[f32], kernel: Kernel, bias: Option<&[f32]>
 
 struct Convolution<'a> {
     flat: Flat,
-    /// Of the steps of a sum, taps times blocks of channels, in bytes.
-    offsets: Vec<usize>,
+    /// Taps times blocks of channels.
+    steps: Vec<Step>,
     /// Rows of tiles a picture.
     rows_each: usize,
+    /// The output at each position of a picture.
+    outputs: Vec<Option<usize>>,
     /// The packed pixels: start, and bytes from pixel to pixel and from plane to plane.
     left: (*const u8, usize, usize),
     right: *const Tile,
@@ -287,7 +261,7 @@ unsafe impl Sync for Convolution<'_> {}
 impl Convolution<'_> {
     /// These rows of output tiles, and pairs of columns of them.
     unsafe fn part<const PLANES: usize>(&self, rows: Range<usize>, columns: Range<usize>, sum: Sum) {
-        let steps = self.offsets.len();
+        let steps = self.steps.len();
         let n_panels = (steps * PLANES * 2).div_ceil(PANEL);
         let wide = self.flat.geometry.channels.1.div_ceil(SIDE);
         let mut outputs = [EMPTY; 2 * CHUNK];
@@ -299,8 +273,9 @@ impl Convolution<'_> {
                 let width = 2.min(wide - 2 * column);
                 for panel in 0..n_panels {
                     let panel_steps = parallel::range(steps, n_panels, panel);
-                    let tiles = |column: usize| self.right.wrapping_add((column * steps + panel_steps.start) * PLANES);
-                    let right = [tiles(2 * column), tiles(2 * column + 1)];
+                    let own = steps * PLANES;
+                    let right =
+                        Tiles::whole([2 * column, 2 * column + 1].map(|column| self.right.wrapping_add(column * own)));
                     for row in (first..last).step_by(2) {
                         let height = 2.min(last - row);
                         let own = &mut outputs[2 * (row - first)..][..2 * height];
@@ -310,10 +285,10 @@ impl Convolution<'_> {
                         }
                         let (start, row_stride, plane_stride) = self.left;
                         let starts = [row, row + 1].map(|row| start.wrapping_add(self.position(row) * row_stride));
-                        let left = Left { starts, row_stride, plane_stride };
-                        let (offsets, out) = (&self.offsets[panel_steps.clone()], (places, panel > 0));
+                        let left = Tiles { starts, row_stride, plane_stride };
+                        let (steps, out) = (&self.steps[panel_steps.clone()], (places, panel > 0));
                         // SAFETY: rows of the packed pixels reach 15 pixels beyond the last picture.
-                        unsafe { registers.multiply_some::<PLANES>((height, width), offsets, (left, right), out) };
+                        unsafe { registers.multiply_some::<PLANES>((height, width), steps, (left, right), out) };
                         if panel + 1 == n_panels {
                             for (i, tile) in own.iter().enumerate().filter(|(i, _)| i % 2 < width) {
                                 // SAFETY: these outputs are this thread's.
@@ -344,7 +319,7 @@ impl Convolution<'_> {
         let (image, first) = (row / self.rows_each, row % self.rows_each * SIDE);
         let (h, w) = self.flat.geometry.output;
         for (i, values) in tile.0.chunks_exact(SIDE).enumerate() {
-            if let Some(output) = self.flat.output(first + i) {
+            if let Some(output) = self.outputs[first + i] {
                 // SAFETY: the tile has 16 values a row; the output's pixel has `out` from this address less `channel` on.
                 unsafe {
                     let sum = _mm512_add_ps(_mm512_load_ps(values.as_ptr().cast()), bias);
@@ -355,77 +330,26 @@ impl Convolution<'_> {
     }
 }
 
-/// The pictures with their positions along the sum, `[plane][picture][channel][position]` in bf16; 0 wherever there is no
-/// pixel, since what they are multiplied with is 0 there too but must not be 0 times anything else.
-fn packed_channels<const PLANES: usize>(x: &[f32], flat: Flat, width: usize) -> Vec<Line> {
-    let Geometry { images, input: (h, w), channels: (c, _), .. } = flat.geometry;
-    let columns = c.div_ceil(SIDE);
-    let line_values = size_of::<Line>() / 2;
-    let own = SIDE * width / line_values; // lines of 16 channels
-    let plane = images * columns * SIDE * width; // in values
-    let mut lines = unwritten_lines::<Line>(PLANES * images * columns * own);
-    let at = Disjoint::new(values_of(&mut lines));
-    parallel::map(images * columns, 1, |parts| {
-        for part in parts {
-            let (image, channel) = (part / columns, part % columns * SIDE);
-            let mask = ((1u32 << SIDE.min(c - channel)) - 1) as u16;
-            for first in (0..width).step_by(SIDE) {
-                let pixel = |i: usize| {
-                    let pixel = if first + i < flat.pixels { flat.pixel(first + i) } else { None };
-                    pixel.map(|pixel| &raw const x[(image * h * w + pixel) * c + channel])
-                };
-                // SAFETY: the unit is there, and with it AVX-512; the mask ends at the pixel's channels; these positions
-                // of these channels are this thread's in every plane.
-                unsafe { pack_channels::<PLANES>(pixel, mask, (at.at(part * SIDE * width + first), width, plane)) };
-            }
-        }
-    });
-    lines
-}
-
-/// 16 pixels of 16 channels, turned.
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn pack_channels<const PLANES: usize>(
-    pixel: impl Fn(usize) -> Option<*const f32>,
-    mask: u16,
-    (to, width, plane_stride): (*mut u16, usize, usize),
-) {
-    let mut pixels = [_mm512_setzero_ps(); SIDE];
-    for (i, values) in pixels.iter_mut().enumerate() {
-        if let Some(from) = pixel(i) {
-            // SAFETY: the caller's contract.
-            *values = unsafe { _mm512_maskz_loadu_ps(mask, from) };
-        }
-    }
-    for (channel, values) in transposed(pixels).into_iter().enumerate() {
-        split_one::<PLANES>(values, |plane, values| {
-            // SAFETY: as above.
-            unsafe { _mm256_storeu_si256(to.add(plane * plane_stride + channel * width).cast(), values) };
-        });
-    }
-}
-
-/// The gradient of the outputs as tiles, `[column of tiles][picture][block][plane]`, neighbours along the sum side by side.
+/// The gradient of the outputs as a left factor, `[row of tiles][picture][block][plane]`: 16 channels at 32 positions.
 fn packed_gradient<const PLANES: usize>(dy: &[f32], flat: Flat, blocks: usize) -> Vec<Tile> {
     let Geometry { images, output: (h, w), channels: (_, out), .. } = flat.geometry;
-    let columns = out.div_ceil(SIDE);
+    let rows = out.div_ceil(SIDE);
     let own = images * blocks * PLANES;
-    let mut tiles = unwritten_lines::<Tile>(columns * own);
+    let mut tiles = unwritten_lines::<Tile>(rows * own);
     let tiles_at = Disjoint::new(&mut tiles);
+    let places = flat.outputs(blocks * 2 * SIDE);
     parallel::map(images * blocks, 1, |parts| {
         for part in parts {
             let (image, first) = (part / blocks, part % blocks * 2 * SIDE);
-            for column in 0..columns {
-                let mask = ((1u32 << SIDE.min(out - column * SIDE)) - 1) as u16;
-                let pixel = |i: usize| {
-                    let output = flat.output(first + i);
-                    output.map(|output| &raw const dy[(image * h * w + output) * out + column * SIDE])
-                };
+            for row in 0..rows {
+                let mask = ((1u32 << SIDE.min(out - row * SIDE)) - 1) as u16;
+                let from = |output: usize| &raw const dy[(image * h * w + output) * out + row * SIDE];
+                let pixel = |i: usize| places[first + i].map(from);
                 // SAFETY: the unit is there, and with it AVX-512; the mask ends at the pixel's channels; these tiles are
                 // this thread's.
                 unsafe {
-                    let to = std::slice::from_raw_parts_mut(tiles_at.at(column * own + part * PLANES), PLANES);
-                    pack_pairs::<PLANES>(pixel, mask, to);
+                    let to = std::slice::from_raw_parts_mut(tiles_at.at(row * own + part * PLANES), PLANES);
+                    pack_turned::<PLANES>(pixel, mask, to);
                 }
             }
         }
@@ -433,59 +357,118 @@ fn packed_gradient<const PLANES: usize>(dy: &[f32], flat: Flat, blocks: usize) -
     tiles
 }
 
-/// 32 pixels of 16 channels, two side by side.
+/// 32 pixels of 16 channels, turned.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn pack_pairs<const PLANES: usize>(pixel: impl Fn(usize) -> Option<*const f32>, mask: u16, to: &mut [Tile]) {
-    for row in 0..SIDE {
+unsafe fn pack_turned<const PLANES: usize>(pixel: impl Fn(usize) -> Option<*const f32>, mask: u16, to: &mut [Tile]) {
+    for half in 0..2 {
+        let mut pixels = [_mm512_setzero_ps(); SIDE];
+        for (i, values) in pixels.iter_mut().enumerate() {
+            if let Some(from) = pixel(half * SIDE + i) {
+                // SAFETY: the caller's contract.
+                *values = unsafe { _mm512_maskz_loadu_ps(mask, from) };
+            }
+        }
+        for (channel, values) in transposed(pixels).into_iter().enumerate() {
+            split_one::<PLANES>(values, |plane, values| {
+                let row = to[plane].0[channel * SIDE + half * SIDE / 2..].as_mut_ptr();
+                // SAFETY: half a row of a tile is 32 bytes.
+                unsafe { _mm256_store_si256(row.cast(), values) };
+            });
+        }
+    }
+}
+
+/// The pictures as a right factor, in pairs of neighbouring positions: `[parity][plane][picture][column of tiles][pair]`, a line
+/// of 16 channels each. Parity 0 has the pairs that begin at even positions, 1 those at odd ones, so that the tile for
+/// any tap begins at a line. 0 wherever there is no pixel: what it is multiplied with is 0 there too, but must not be 0
+/// times anything else.
+fn packed_pairs<const PLANES: usize>(x: &[f32], flat: Flat, n_pairs: usize) -> Vec<Line> {
+    let Geometry { images, input: (h, w), channels: (c, _), .. } = flat.geometry;
+    let columns = c.div_ceil(SIDE);
+    let plane = images * columns * n_pairs;
+    let mut lines = unwritten_lines::<Line>(2 * PLANES * plane);
+    let lines_at = Disjoint::new(&mut lines);
+    let places = flat.pixels(2 * n_pairs + 1);
+    parallel::map(images * columns, 1, |parts| {
+        for part in parts {
+            let (image, channel) = (part / columns, part % columns * SIDE);
+            let mask = ((1u32 << SIDE.min(c - channel)) - 1) as u16;
+            let from = |pixel: usize| &raw const x[(image * h * w + pixel) * c + channel];
+            for parity in 0..2 {
+                let to = lines_at.at(parity * PLANES * plane + part * n_pairs);
+                let pixel = |i: usize| places[i + parity].map(from);
+                // SAFETY: the unit is there, and with it AVX-512; the mask ends at the pixel's channels; these lines of
+                // every plane are this thread's.
+                unsafe { pack_pairs::<PLANES>(pixel, mask, n_pairs, (to, plane)) };
+            }
+        }
+    });
+    lines
+}
+
+/// Pairs of pixels of 16 channels.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn pack_pairs<const PLANES: usize>(
+    pixel: impl Fn(usize) -> Option<*const f32>,
+    mask: u16,
+    n_pairs: usize,
+    (to, plane_stride): (*mut Line, usize),
+) {
+    for pair in 0..n_pairs {
         let load = |i: usize| match pixel(i) {
             // SAFETY: the caller's contract.
             Some(from) => unsafe { _mm512_maskz_loadu_ps(mask, from) },
             None => _mm512_setzero_ps(),
         };
-        split::<PLANES>(load(2 * row), load(2 * row + 1), |plane, pairs| {
-            // SAFETY: a tile has 16 rows of 64 bytes.
-            unsafe { _mm512_store_si512(to[plane].0.as_mut_ptr().add(row * SIDE).cast(), pairs) };
+        split::<PLANES>(load(2 * pair), load(2 * pair + 1), |plane, pairs| {
+            // SAFETY: the caller's lines.
+            unsafe { _mm512_store_si512(to.add(plane * plane_stride + pair).cast(), pairs) };
         });
     }
 }
 
-/// The gradient of the weight: for each tap, the sum over all positions of x there times dy.
+/// The gradient of the weight: for each tap, the sum over all positions of dy times x there.
 fn correlate<const PLANES: usize>(dy: &[f32], x: &[f32], flat: Flat) -> Vec<f32> {
     let Geometry { images, channels: (c, out), .. } = flat.geometry;
     let (taps, blocks) = (flat.taps(), flat.used.div_ceil(2 * SIDE));
-    let (rows, columns) = (c.div_ceil(SIDE), out.div_ceil(SIDE));
-    // Odd multiples of a line, so that the rows of a tile do not share a few sets of the first-level cache.
-    let width = ((blocks * 2 * SIDE + flat.reach(taps - 1)).div_ceil(32) | 1) * 32;
-    let channels = packed_channels::<PLANES>(x, flat, width);
-    let tiles = packed_gradient::<PLANES>(dy, flat, blocks);
-    let picture = rows * SIDE * width * 2; // bytes
-    let offsets: Vec<usize> =
-        (0..images).flat_map(|image| (0..blocks).map(move |block| image * picture + block * 64)).collect();
-    let steps = offsets.len();
-    let n_panels = (steps * PLANES * 2).div_ceil(PANEL);
-    let (left_at, right_at) = (channels.as_ptr() as usize, tiles.as_ptr() as usize);
-    let (padded_c, padded_out) = (rows * SIDE, columns * SIDE);
-    let mut sums = unwritten::<f32>(taps * padded_c * padded_out); // [tap, c, out]
+    let (rows, columns) = (out.div_ceil(SIDE), c.div_ceil(SIDE));
+    let n_pairs = blocks * SIDE + flat.reach(taps - 1) / 2;
+    let gradient = packed_gradient::<PLANES>(dy, flat, blocks);
+    let pixels = packed_pairs::<PLANES>(x, flat, n_pairs);
+    let line = size_of::<Line>();
+    let plane = images * columns * n_pairs; // lines
+    let steps: Vec<Step> = (0..images)
+        .flat_map(|image| (0..blocks).map(move |block| (image, block)))
+        .map(|(image, block)| {
+            let left = (image * blocks + block) * PLANES * size_of::<Tile>();
+            (left, (image * columns * n_pairs + block * SIDE) * line)
+        })
+        .collect();
+    let n_panels = (steps.len() * PLANES * (rows + columns)).div_ceil(2 * PANEL);
+    let (left_at, right_at) = (Disjoint::reading(&gradient), Disjoint::reading(&pixels));
+    let (padded_out, padded_c) = (rows * SIDE, columns * SIDE);
+    let mut sums = unwritten::<f32>(taps * padded_out * padded_c); // [tap, out, c]
     let sums_at = Disjoint::new(&mut sums);
     let pairs = rows.div_ceil(2);
     parallel::map(taps * pairs, 1, |parts| {
         // SAFETY: the unit is there.
         let registers = unsafe { Registers::new(SIDE) };
         for panel in 0..n_panels {
-            let panel_steps = parallel::range(steps, n_panels, panel);
+            let steps = &steps[parallel::range(steps.len(), n_panels, panel)];
             for part in parts.clone() {
                 let (tap, row) = (part / pairs, part % pairs * 2);
-                let start = |row: usize| (left_at as *const u8).wrapping_add((row * SIDE * width + flat.reach(tap)) * 2);
-                let left = Left { starts: [start(row), start(row + 1)], row_stride: width * 2, plane_stride: images * picture };
+                let left = [row, row + 1].map(|row| left_at.at(row * images * blocks * PLANES).cast_const());
+                let left = Tiles::whole(left);
                 for column in (0..columns).step_by(2) {
-                    let right = [column, column + 1]
-                        .map(|c| (right_at as *const Tile).wrapping_add((c * steps + panel_steps.start) * PLANES));
+                    let reach = flat.reach(tap);
+                    let first = |column: usize| reach % 2 * PLANES * plane + column * n_pairs + reach / 2;
+                    let starts = [column, column + 1].map(|c| right_at.at(first(c)).cast_const().cast());
+                    let right = Tiles { starts, row_stride: line, plane_stride: plane * line };
                     let size = (2.min(rows - row), 2.min(columns - column));
                     let places = [0, 1, 2, 3].map(|i: usize| {
                         let (row, column) = ((row + i / 2) * SIDE, (column + i % 2) * SIDE);
-                        (sums_at.at((tap * padded_c + row) * padded_out + column).cast(), padded_out * 4)
+                        (sums_at.at((tap * padded_out + row) * padded_c + column).cast(), padded_c * 4)
                     });
-                    let steps = &offsets[panel_steps.clone()];
                     // SAFETY: the tiles lie inside the packed factors and, those in use, inside the sums of this part.
                     unsafe { registers.multiply_some::<PLANES>(size, steps, (left, right), (places, panel > 0)) };
                 }
@@ -494,18 +477,33 @@ fn correlate<const PLANES: usize>(dy: &[f32], x: &[f32], flat: Flat) -> Vec<f32>
     });
     let mut dw = unwritten(taps * c * out);
     parallel::for_rows(&mut dw, c * taps, 1, |outputs, dw| {
-        for first in outputs.clone().step_by(SIDE) {
-            for channel in 0..c {
-                for tap in 0..taps {
-                    for o in first..outputs.end.min(first + SIDE) {
-                        let to = ((o - outputs.start) * c + channel) * taps + tap;
-                        dw[to] = sums[(tap * padded_c + channel) * padded_out + o];
-                    }
-                }
-            }
+        for (output, dw) in outputs.zip(dw.chunks_exact_mut(c * taps)) {
+            // SAFETY: the unit is there, and with it AVX-512.
+            unsafe { gather_weights(&sums[output * padded_c..], (padded_out, padded_c), taps, dw) };
         }
     });
     dw
+}
+
+/// The weights `[c, tap]` of an output from its sums `[tap, (out), c]`: turned, 16 channels of up to 16 taps at a time.
+#[target_feature(enable = "avx512f")]
+unsafe fn gather_weights(sums: &[f32], (padded_out, padded_c): (usize, usize), taps: usize, dw: &mut [f32]) {
+    for first_tap in (0..taps).step_by(SIDE) {
+        let width = SIDE.min(taps - first_tap);
+        let mask = ((1u32 << width) - 1) as u16;
+        for first in (0..dw.len() / taps).step_by(SIDE) {
+            let mut rows = [_mm512_setzero_ps(); SIDE];
+            for (tap, row) in rows.iter_mut().enumerate().take(width) {
+                // SAFETY: rows of the sums are padded to whole tiles.
+                *row = unsafe { _mm512_loadu_ps(&raw const sums[(first_tap + tap) * padded_out * padded_c + first]) };
+            }
+            let channels = dw[first * taps..].chunks_exact_mut(taps);
+            for (values, dw) in transposed(rows).into_iter().zip(channels) {
+                // SAFETY: a channel has `taps` weights.
+                unsafe { _mm512_mask_storeu_ps(dw[first_tap..].as_mut_ptr(), mask, values) };
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -525,7 +523,8 @@ mod tests {
                 let Some(pixel) = pixel else { return };
                 for o in 0..out {
                     for channel in 0..c {
-                        let (at_x, at_w, at_y) = (pixel * c + channel, (o * c + channel) * taps + tap, position * out + o);
+                        let (at_x, at_w, at_y) =
+                            (pixel * c + channel, (o * c + channel) * taps + tap, position * out + o);
                         result[0][at_y] += f64::from(x[at_x]) * f64::from(w[at_w]);
                         result[1][at_x] += f64::from(dy[at_y]) * f64::from(w[at_w]);
                         result[2][at_w] += f64::from(dy[at_y]) * f64::from(x[at_x]);
@@ -559,10 +558,14 @@ mod tests {
             let (x, weight, bias) = (draw(images * h * w * c), draw(out * c * kernel * kernel), draw(out));
             let dy = draw(geometry.positions() * out);
             let expected = by_definition(&x, &weight, &bias, &dy, geometry);
+            let taps = kernel * kernel;
+            let turned = Kernel { weight: &weight, along: taps * c, across: taps, is_flipped: true };
+            let kernel = Kernel { weight: &weight, along: taps, across: taps * c, is_flipped: false };
+            let flipped = Flat::of(geometry.flipped().unwrap());
             let found = [
-                forward(&x, &weight, Some(&bias), geometry).unwrap(),
-                input_gradient(&dy, &weight, geometry.flipped().unwrap()).unwrap(),
-                weight_gradient(&dy, &x, geometry).unwrap(),
+                convolve::<3>(&x, kernel, Some(&bias), Flat::of(geometry)),
+                convolve::<3>(&dy, turned, None, flipped),
+                correlate::<3>(&dy, &x, Flat::of(geometry)),
             ];
             for (name, (found, expected)) in ["y", "dx", "dw"].into_iter().zip(found.iter().zip(&expected)) {
                 let largest = expected.iter().fold(0f64, |max, v| max.max(v.abs()));

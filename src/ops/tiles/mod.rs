@@ -11,7 +11,9 @@
 //!
 //! Infinite inputs give NaN; values below 2⁻¹²⁶ count as 0.
 
+pub mod attention;
 pub mod conv;
+mod memory;
 mod pack;
 mod unit;
 
@@ -20,8 +22,8 @@ use std::cell::RefCell;
 use candle_core::DType;
 
 use self::pack::{Factor, Side, Sum};
-use self::unit::{Left, Registers};
 use self::unit::available;
+use self::unit::{Registers, Step, Tiles};
 use super::precision::{Precision, matmul_precision};
 use super::real::{Matrix, Output, Real};
 
@@ -74,7 +76,8 @@ unsafe fn matmul_in<T: Real>(
     if T::DTYPE != DType::F32 || out.column_stride != 1 || !large || !available() {
         return false;
     }
-    let factor = |start: *const T, across, along, count, side| Factor { start: start.cast(), across, along, count, side };
+    let factor =
+        |start: *const T, across, along, count, side| Factor { start: start.cast(), across, along, count, side };
     let work = Product {
         sum: Sum::of(k),
         scale: scale.to_f64() as f32,
@@ -103,7 +106,7 @@ struct Product {
 struct Scratch {
     a: Vec<Tile>,
     b: Vec<Tile>,
-    offsets: Vec<usize>,
+    steps: Vec<Step>,
 }
 
 thread_local! {
@@ -126,12 +129,14 @@ impl Product {
         let parts = self.sum.blocks.div_ceil(DEPTH / PLANES);
         let depth = self.sum.blocks.div_ceil(parts);
         let wide = (RIGHT_TILES / (depth * PLANES)).clamp(2, columns.next_multiple_of(2)) & !1;
-        SCRATCH.with_borrow_mut(|Scratch { a, b, offsets }| {
+        SCRATCH.with_borrow_mut(|Scratch { a, b, steps }| {
             let grow = |tiles: &mut Vec<Tile>, number: usize| tiles.resize(number.max(tiles.len()), EMPTY);
             grow(a, LEFT_ROWS * depth * PLANES);
             grow(b, wide * depth * PLANES);
-            offsets.clear();
-            offsets.extend((0..depth).map(|block| block * PLANES * size_of::<Tile>()));
+            steps.clear();
+            steps.extend(
+                (0..depth).map(|block| (block * PLANES * size_of::<Tile>(), block * PLANES * size_of::<Tile>())),
+            );
             // SAFETY: the unit is there; the scratch holds these many tiles.
             unsafe {
                 let registers = Registers::new(self.sum.pairs);
@@ -148,12 +153,17 @@ impl Product {
                             for column in (0..width).step_by(2) {
                                 for row in (0..height).step_by(2) {
                                     let size = (2.min(height - row), 2.min(width - column));
-                                    let starts = [row, row + 1].map(|row| a.as_ptr().wrapping_add(row * own).cast());
-                                    let left_tiles = Left { starts, row_stride: 64, plane_stride: size_of::<Tile>() };
-                                    let right = [column, column + 1].map(|c| b.as_ptr().wrapping_add(c * own));
+                                    let tiles = |tiles: &[Tile], first: usize| {
+                                        Tiles::whole([first, first + 1].map(|i| tiles.as_ptr().wrapping_add(i * own)))
+                                    };
+                                    let factors = (tiles(a, row), tiles(b, column));
                                     self.with_outputs(size, (top + row, left + column), add, |out| {
-                                        let factors = (left_tiles, right);
-                                        registers.multiply_some::<PLANES>(size, &offsets[..blocks.len()], factors, (out, add));
+                                        registers.multiply_some::<PLANES>(
+                                            size,
+                                            &steps[..blocks.len()],
+                                            factors,
+                                            (out, add),
+                                        );
                                     });
                                 }
                             }

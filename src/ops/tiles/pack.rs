@@ -88,12 +88,19 @@ impl Factor {
             Side::Left => places.map(mask),
             Side::Right => [mask(count); 2],
         };
-        let store = |row: usize, low: __m512, high: __m512, to: &mut [Tile]| {
-            split::<PLANES>(_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale), |plane, pair| {
-                // SAFETY: a tile has 16 rows of 64 bytes, and begins at a multiple of 64.
-                unsafe { _mm512_store_si512(to[plane].0.as_mut_ptr().add(row * SIDE).cast(), pair) };
-            });
-        };
+        // A macro: a closure is not sure to be inlined, and calling it would send every vector through memory.
+        macro_rules! store {
+            ($row:expr, $low:expr, $high:expr) => {
+                let (mut low, mut high) = (_mm512_mul_ps($low, scale), _mm512_mul_ps($high, scale));
+                for plane in to.iter_mut().take(PLANES) {
+                    let (l, h) = (rounded(low), rounded(high));
+                    // SAFETY: a tile has 16 rows of 64 bytes, and begins at a multiple of 64.
+                    unsafe { _mm512_store_si512(plane.0.as_mut_ptr().add($row * SIDE).cast(), paired(l, h)) };
+                    low = _mm512_sub_ps(low, _mm512_castsi512_ps(l));
+                    high = _mm512_sub_ps(high, _mm512_castsi512_ps(h));
+                }
+            };
+        }
         if lane_stride == 1 {
             for row in 0..if self.side == Side::Left { count } else { sum.pairs } {
                 let load = |half: usize| {
@@ -102,7 +109,7 @@ impl Factor {
                     // SAFETY: the caller's contract; lanes beyond are masked out.
                     unsafe { _mm512_maskz_loadu_ps(mask, starts[half].wrapping_add(row * row_stride)) }
                 };
-                store(row, load(0), load(1), to);
+                store!(row, load(0), load(1));
             }
             return;
         }
@@ -121,7 +128,7 @@ impl Factor {
             })
         };
         for row in 0..if self.side == Side::Left { SIDE } else { sum.pairs } {
-            store(row, halves[0][row], halves[1][row], to);
+            store!(row, halves[0][row], halves[1][row]);
         }
     }
 }
@@ -164,7 +171,7 @@ unsafe fn scattered(
 pub fn split<const PLANES: usize>(mut low: __m512, mut high: __m512, mut f: impl FnMut(usize, __m512i)) {
     for plane in 0..PLANES {
         let (l, h) = (rounded(low), rounded(high));
-        f(plane, _mm512_or_si512(_mm512_srli_epi32::<16>(l), h));
+        f(plane, paired(l, h));
         low = _mm512_sub_ps(low, _mm512_castsi512_ps(l));
         high = _mm512_sub_ps(high, _mm512_castsi512_ps(h));
     }
@@ -181,10 +188,17 @@ pub fn split_one<const PLANES: usize>(mut values: __m512, mut f: impl FnMut(usiz
     }
 }
 
+/// The upper halves of both, the first's in the lower halves of the lanes.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub fn paired(low: __m512i, high: __m512i) -> __m512i {
+    _mm512_or_si512(_mm512_srli_epi32::<16>(low), high)
+}
+
 /// The nearest bf16 (halves away from zero), in the upper half of each lane, the lower half 0.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn rounded(values: __m512) -> __m512i {
+pub fn rounded(values: __m512) -> __m512i {
     let up = _mm512_add_epi32(_mm512_castps_si512(values), _mm512_set1_epi32(0x8000));
     _mm512_and_si512(up, _mm512_set1_epi32(0xffff_0000_u32 as i32))
 }

@@ -69,18 +69,25 @@ impl Drop for Registers {
     }
 }
 
-/// Where the tiles of a left factor lie: strides in bytes.
+/// Where the tiles of a factor lie: strides in bytes.
 #[derive(Clone, Copy)]
-pub struct Left {
-    /// Of one or two rows of tiles.
+pub struct Tiles {
+    /// Of one or two rows of tiles (left factor) or columns of them (right factor).
     pub starts: [*const u8; 2],
     /// From one of a tile's 16 rows to the next.
     pub row_stride: usize,
     pub plane_stride: usize,
 }
 
-/// Where whole tiles of a right factor lie, `[step][plane]`: one or two columns of tiles.
-pub type Right = [*const Tile; 2];
+impl Tiles {
+    /// Whole tiles, `[step][plane]`.
+    pub fn whole(starts: [*const Tile; 2]) -> Self {
+        Self { starts: starts.map(|start| start.cast()), row_stride: 64, plane_stride: size_of::<Tile>() }
+    }
+}
+
+/// How far behind its start each factor's tile for a step of the sum lies, in bytes: left, right.
+pub type Step = (usize, usize);
 
 /// Four output tiles, two above two: start and bytes from row to row.
 pub type Outputs = [(*mut u8, usize); 4];
@@ -99,17 +106,16 @@ macro_rules! dot {
 }
 
 impl Registers {
-    /// H×W output tiles as sums over steps: the left factor's tile at each of `offsets` (in bytes) times the next tile of the
-    /// right one, in all products of planes that matter.
+    /// H×W output tiles as sums over steps, in all products of planes that matter.
     ///
     /// # Safety
     /// All tiles lie inside their allocations.
     #[inline]
     pub unsafe fn multiply<const PLANES: usize, const H: usize, const W: usize>(
         &self,
-        offsets: &[usize],
-        left: Left,
-        right: Right,
+        steps: &[Step],
+        left: Tiles,
+        right: Tiles,
         out: Outputs,
         add: bool,
     ) {
@@ -139,17 +145,19 @@ impl Registers {
             output!(1, "tmm1");
             output!(2, "tmm2");
             output!(3, "tmm3");
-            for (step, &offset) in offsets.iter().enumerate() {
+            for &(left_offset, right_offset) in steps {
                 let load_left = |plane: usize| {
-                    load!("tmm4", left.starts[0].wrapping_add(offset + plane * left.plane_stride), left.row_stride);
+                    let offset = left_offset + plane * left.plane_stride;
+                    load!("tmm4", left.starts[0].wrapping_add(offset), left.row_stride);
                     if H == 2 {
-                        load!("tmm5", left.starts[1].wrapping_add(offset + plane * left.plane_stride), left.row_stride);
+                        load!("tmm5", left.starts[1].wrapping_add(offset), left.row_stride);
                     }
                 };
                 let load_right = |plane: usize| {
-                    load!("tmm6", right[0].wrapping_add(step * PLANES + plane), 64usize);
+                    let offset = right_offset + plane * right.plane_stride;
+                    load!("tmm6", right.starts[0].wrapping_add(offset), right.row_stride);
                     if W == 2 {
-                        load!("tmm7", right[1].wrapping_add(step * PLANES + plane), 64usize);
+                        load!("tmm7", right.starts[1].wrapping_add(offset), right.row_stride);
                     }
                 };
                 let multiply = || {
@@ -204,17 +212,17 @@ impl Registers {
     pub unsafe fn multiply_some<const PLANES: usize>(
         &self,
         size: (usize, usize),
-        offsets: &[usize],
-        (left, right): (Left, Right),
+        steps: &[Step],
+        (left, right): (Tiles, Tiles),
         (out, add): (Outputs, bool),
     ) {
         // SAFETY: the caller's contract.
         unsafe {
             match size {
-                (2, 2) => self.multiply::<PLANES, 2, 2>(offsets, left, right, out, add),
-                (2, _) => self.multiply::<PLANES, 2, 1>(offsets, left, right, out, add),
-                (_, 2) => self.multiply::<PLANES, 1, 2>(offsets, left, right, out, add),
-                _ => self.multiply::<PLANES, 1, 1>(offsets, left, right, out, add),
+                (2, 2) => self.multiply::<PLANES, 2, 2>(steps, left, right, out, add),
+                (2, _) => self.multiply::<PLANES, 2, 1>(steps, left, right, out, add),
+                (_, 2) => self.multiply::<PLANES, 1, 2>(steps, left, right, out, add),
+                _ => self.multiply::<PLANES, 1, 1>(steps, left, right, out, add),
             }
         }
     }
