@@ -17,6 +17,7 @@ use crate::interrupt::Interrupt;
 use crate::invalid::invalid;
 use crate::model::Files;
 use crate::model::write::write_tensors;
+use crate::ops::{Precision, set_matmul_precision};
 use crate::report;
 use crate::sample::gallery::check_file_writable;
 use crate::sample::{Gallery, GivenNoise, Pipeline, Reference, SampleSettings, SetRequest};
@@ -37,8 +38,11 @@ pub fn run(args: SampleArgs) -> Result<()> {
     let size = args.size.unwrap_or(pipeline.native_size());
     pipeline.check_size(size)?;
     let cli::Sampler::Ddim = args.sampler;
-    // The format that `Runtime::open` gives; another one must be chosen here.
-    let cli::Dtype::F32 = args.dtype;
+    match args.dtype {
+        cli::Dtype::F32 => {}
+        cli::Dtype::Bf16 if runtime.device.is_cpu() => set_matmul_precision(Precision::Medium),
+        cli::Dtype::Bf16 => return Err(invalid("--dtype bf16: on the CPU only so far; leave it out on a GPU")),
+    }
     let settings = SampleSettings { sampler: Sampler::Ddim, steps: args.steps, guidance, size };
     if let Some(given) = &given {
         given.validate(n_pictures, shown.len(), args.steps, pipeline.latent_shape(size))?;
@@ -233,6 +237,10 @@ impl Story<'_> {
             "size": size,
             "coupled": !self.args.uncoupled,
             "device": self.device,
+            "dtype": match self.args.dtype {
+                cli::Dtype::F32 => "f32",
+                cli::Dtype::Bf16 => "bf16",
+            },
         });
         if self.args.joint {
             record["set"] = json!({"prompts": self.args.prompts, "num_images": self.args.num_images,

@@ -10,6 +10,7 @@ use crate::cli::TrainArgs;
 use crate::data::{DatasetSource, Layout, SetSource};
 use crate::device::Runtime;
 use crate::interrupt::Interrupt;
+use crate::ops::set_matmul_precision;
 use crate::synth::toybox::{HeldOutToys, ToyboxSource};
 use crate::train::settings::{DataConfig, DataLayout};
 use crate::train::trainer::Outcome;
@@ -25,6 +26,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let out = args.out.unwrap_or_else(|| default_out(&args.config));
     let runtime = Runtime::open(args.device.name())?;
     let interrupt = Interrupt::install()?;
+    set_matmul_precision(settings.run.matmul_precision);
 
     let mut objective = objective(&settings, &runtime)?;
     objective.notices().iter().for_each(report::note);

@@ -6,6 +6,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::invalid::invalid;
+use crate::ops::Precision;
 
 /// All that a run depends on.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -205,6 +206,9 @@ pub struct RunConfig {
     pub steps: u64,
     /// Images a step, b·n.
     pub images_per_step: usize,
+    /// How exactly matrix products are computed on a CPU with a tile unit.
+    #[serde(default)]
+    pub matmul_precision: Precision,
     /// Steps between validations; 0: none.
     #[serde(default = "default_every")]
     pub validate_every: u64,
