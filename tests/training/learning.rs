@@ -1,6 +1,7 @@
 //! Gradients reach everything, and following them lowers the loss.
 
 use candle_core::{DType, Tensor};
+use jedi::ops;
 use jedi::train::optimizer::Optimizer;
 use jedi::train::{Objective, ObjectiveKind};
 
@@ -19,7 +20,7 @@ fn largest(tensor: &Tensor) -> f32 {
 /// Names of all parameters, each with a present, finite, non-zero gradient.
 fn trained_names(objective: &mut dyn Objective) -> Vec<String> {
     let loss = objective.loss(0).expect("a loss");
-    let gradients = loss.backward().expect("gradients");
+    let gradients = ops::backward(loss).expect("gradients");
     let mut names = Vec::new();
     for (name, parameter) in objective.parameters() {
         let gradient = gradients.get(parameter).unwrap_or_else(|| panic!("{name} has no gradient"));
@@ -38,8 +39,9 @@ fn trained_names(objective: &mut dyn Objective) -> Vec<String> {
 fn losses_on_one_batch(objective: &mut dyn Objective, optimizer: &mut Optimizer, steps: usize) -> Vec<f32> {
     let mut step = || {
         let loss = objective.loss(0)?;
-        optimizer.update(loss.backward()?)?;
-        anyhow::Ok(loss.to_scalar::<f32>()?)
+        let value = loss.to_scalar::<f32>()?;
+        optimizer.update(ops::backward(loss)?)?;
+        anyhow::Ok(value)
     };
     (0..steps).map(|_| step().expect("a step")).collect()
 }
@@ -81,7 +83,7 @@ fn every_parameter_of_the_joint_model_is_trained() {
 fn noise_mask_and_reference_all_reach_the_first_layer() {
     let world = World::new();
     let mut objective = world.objective(&world.config(ObjectiveKind::Joint, &[])).unwrap();
-    let gradients = objective.loss(0).unwrap().backward().unwrap();
+    let gradients = ops::backward(objective.loss(0).unwrap()).unwrap();
     let weight = &objective.parameters()["unet.conv_in.weight"]; // [c, 4 + 1 + 4, 3, 3]
     let gradient = gradients.get(weight).unwrap().to_dtype(DType::F32).unwrap();
     for (what, channels) in [("noisy", 0..4), ("mask", 4..5), ("reference", 5..9)] {
