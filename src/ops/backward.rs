@@ -72,7 +72,7 @@ fn by_candle(output: &Tensor, gradient: &Tensor) -> Result<Gradients> {
 }
 
 /// `observe` learns after each operation how many gradients are held.
-fn walk(output: Tensor, gradient: Tensor, mut observe: impl FnMut(usize)) -> Result<Gradients> {
+pub fn walk(output: Tensor, gradient: Tensor, mut observe: impl FnMut(usize)) -> Result<Gradients> {
     let nodes: Vec<Tensor> = output.sorted_nodes().into_iter().cloned().collect();
     let mut held = Held { wanted: nodes.iter().map(Tensor::id).collect(), gradients: HashMap::new() };
     held.add(output.id(), Gradient { tensor: gradient.detach(), is_own: false })?;
@@ -85,7 +85,7 @@ fn walk(output: Tensor, gradient: Tensor, mut observe: impl FnMut(usize)) -> Res
         let Some(gradient) = held.gradients.remove(&tensor.id()) else {
             bail!("backward: no gradient reached a tensor of shape {:?} that the loss depends on", tensor.dims());
         };
-        match origin(&tensor) {
+        match origin(tensor.id()) {
             Some(Origin::Operation(node)) => held.through(&node, &tensor, gradient)?,
             Some(Origin::Reshape(id, shape)) => {
                 held.add(id, Gradient { tensor: gradient.tensor.reshape(shape)?, ..gradient })?;

@@ -5,7 +5,7 @@
 //! operations of this room: trainable code takes its additions and reshapes from here too. On the
 //! CPU they are kernels in f32 or f64, multi-threaded, their matrix products done by the `gemm` crate; on other devices
 //! compositions of Candle's differentiable primitives. `finite_differences.rs` holds the kernels' gradients to central
-//! differences in f64, `twins.rs` the compositions to the kernels, `tests/parity.rs` the kernels to PyTorch.
+//! differences in f64, `gradient_flow.rs` the backward pass to its promises, `twins.rs` the compositions to the kernels, `tests/parity.rs` the kernels to PyTorch.
 
 mod backward;
 mod buffer;
@@ -52,5 +52,7 @@ pub use sums::{global_norm, mean_all};
 
 #[cfg(test)]
 mod finite_differences;
+#[cfg(test)]
+mod gradient_flow;
 #[cfg(test)]
 mod twins;

@@ -84,8 +84,8 @@ pub fn record_reshape(input: &Tensor, output: &Tensor) -> bool {
 }
 
 /// None: a variable, a constant, or the result of an operation that is not ours.
-pub fn origin(tensor: &Tensor) -> Option<Origin> {
-    match table().get(&tensor.id())? {
+pub fn origin(id: TensorId) -> Option<Origin> {
+    match table().get(&id)? {
         Entry::Operation(node) => node.upgrade().map(Origin::Operation),
         Entry::Reshape { from, from_shape, .. } => Some(Origin::Reshape(*from, from_shape.clone())),
     }

@@ -35,6 +35,29 @@ fn trained_names(objective: &mut dyn Objective) -> Vec<String> {
     names
 }
 
+/// Our backward pass on the loss of step 0 against Candle's on the same.
+fn assert_gradients_are_candles(objective: &mut dyn Objective) {
+    let reference = objective.loss(0).expect("a loss").backward().expect("gradients");
+    let gradients = ops::backward(objective.loss(0).expect("a loss")).expect("gradients");
+    assert_eq!(gradients.len(), objective.parameters().len());
+    for (name, parameter) in objective.parameters() {
+        let (ours, candles) = (gradients.get(parameter).expect(name), reference.get(parameter).expect(name));
+        // A bias of keys is held to the size of the queries' gradient, for its own is rounding.
+        let sibling = name.replace("k_proj.bias", "q_proj.bias").replace("to_k.bias", "to_q.bias");
+        let size = largest(reference.get(&objective.parameters()[&sibling]).expect(name));
+        let gap = largest(&(ours - candles.detach()).expect(name));
+        assert!(gap <= 1e-6 * size, "{name}: {gap} of {size}");
+    }
+}
+
+#[test]
+fn our_backward_pass_gives_candles_gradients() {
+    let world = World::new();
+    for kind in [ObjectiveKind::Autoencoder, ObjectiveKind::Joint] {
+        assert_gradients_are_candles(world.objective(&world.config(kind, &[])).unwrap().as_mut());
+    }
+}
+
 /// Trains on the batch of step 0 alone; the losses.
 fn losses_on_one_batch(objective: &mut dyn Objective, optimizer: &mut Optimizer, steps: usize) -> Vec<f32> {
     let mut step = || {
