@@ -63,7 +63,8 @@ pub fn backward_from(output: Tensor, gradient: Tensor) -> Result<Gradients> {
     }
 }
 
-fn by_candle(output: &Tensor, gradient: &Tensor) -> Result<Gradients> {
+/// Candle's backward pass, for the variables alone.
+pub fn by_candle(output: &Tensor, gradient: &Tensor) -> Result<Gradients> {
     let mut store = (output * gradient)?.sum_all()?.backward()?;
     let variables = output.sorted_nodes().into_iter().filter(|node| node.is_variable());
     // Detached: Candle's gradients can have a history of their own, which would keep the graph alive.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use candle_core::{Device, Result, Tensor, TensorId, Var};
 
-use super::backward::walk;
+use super::backward::{by_candle, walk};
 use super::graft::{graft_tensor, tensor};
 use super::tape::origin;
 use super::*;
@@ -189,6 +189,18 @@ fn gradients_and_activations_are_freed_on_the_way() {
     assert!(later.upgrade().is_some());
     backward(out).unwrap();
     assert_eq!(*was_alive.lock().unwrap(), Some(false));
+}
+
+#[test]
+fn the_way_of_the_other_devices_gives_the_same() {
+    let (x, seed) = (var(&X), Tensor::new(&X, &Device::Cpu).unwrap());
+    let h = square(&x).unwrap();
+    let out = mul(&h, &exp(&h).unwrap()).unwrap();
+    let candles = by_candle(&out, &seed).unwrap();
+    assert_eq!(candles.len(), 1);
+    assert!(!candles.get(&x).unwrap().track_op());
+    assert_close(&values(&candles, &x), |x| x * 2.0 * x * (x * x).exp() * (1.0 + x * x));
+    assert_close(&values(&backward_from(out, seed).unwrap(), &x), |x| x * 2.0 * x * (x * x).exp() * (1.0 + x * x));
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! Differentiable operations, channel-last: pictures are `[b, h, w, c]`, tokens `[b, l, c]`.
 //!
 //! Every one has gradients for all its inputs (several of Candle's own fused ones lose them without an error), for
-//! [`backward`] and for Candle's own backward pass, which is the reference in tests. [`backward`] follows nothing but the
-//! operations of this room: trainable code takes its additions and reshapes from here too. On the
-//! CPU they are kernels in f32 or f64, multi-threaded, their matrix products done by the `gemm` crate; on other devices
-//! compositions of Candle's differentiable primitives. `finite_differences.rs` holds the kernels' gradients to central
-//! differences in f64, `gradient_flow.rs` the backward pass to its promises, `twins.rs` the compositions to the kernels, `tests/parity.rs` the kernels to PyTorch.
+//! [`backward()`] and for Candle's own backward pass, which is the reference in tests. On the CPU [`backward()`] follows
+//! nothing but the operations of this room: trainable code takes its additions and reshapes from here too.
+//!
+//! On the CPU they are kernels in f32 or f64, multi-threaded, their matrix products done by the `gemm` crate; on other
+//! devices compositions of Candle's differentiable primitives. `finite_differences.rs` holds the kernels' gradients to
+//! central differences in f64, `twins.rs` the compositions to the kernels, `tests/parity.rs` the kernels to PyTorch, and
+//! `gradient_flow.rs` the backward pass to its promises.
 
 mod backward;
 mod buffer;

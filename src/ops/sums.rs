@@ -20,7 +20,7 @@ pub fn mean_all(x: &Tensor) -> Result<Tensor> {
         bail!("mean_all: {:?} holds no elements", x.dims());
     }
     for_float!(x, T => {
-        let total = with_values::<T, _>(x, |x| total(x, |part| sum(part)))?;
+        let total = with_values::<T, _>(x, |x| total(x, sum))?;
         graft("mean_all", &[x], (vec![T::of(total / count)], ()), move |inputs, _, gradient| {
             let each = with_values::<T, _>(gradient, |dy| dy[0] * T::of(1.0 / count))?;
             let shape = inputs[0].shape();
@@ -44,7 +44,7 @@ pub fn global_norm(tensors: &[Tensor]) -> Result<f64> {
 }
 
 fn sum_of_squares(x: &Tensor) -> Result<f64> {
-    for_float!(x, T => with_values::<T, _>(x, |x| total(x, |part| squares(part))))
+    for_float!(x, T => with_values::<T, _>(x, |x| total(x, squares)))
 }
 
 fn total<T: Real>(x: &[T], of_part: impl Fn(&[T]) -> f64 + Sync + Send) -> f64 {
