@@ -9,6 +9,7 @@ use jedi::device::Runtime;
 use jedi::diffusion::{Guidance, Sampler, mse};
 use jedi::model::params::{NamedVars, Params};
 use jedi::model::{Files, JointUnet, TextConfig, TextEncoder, UnetConfig, Vae, VaeConfig};
+use jedi::ops;
 use jedi::rng::Rng;
 use jedi::sample::{Pipeline, Reference, SampleSettings, SetRequest};
 use jedi::shape::SetShape;
@@ -75,7 +76,7 @@ impl Batch {
     }
 
     fn gradients(&self, unet: &JointUnet, vars: &NamedVars) -> BTreeMap<String, Vec<f32>> {
-        gradients(&mse(&self.eps(unet), &self.noise).unwrap(), vars)
+        gradients(mse(&self.eps(unet), &self.noise).unwrap(), vars)
     }
 }
 
@@ -95,8 +96,8 @@ fn distance(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// Every parameter's gradient.
-fn gradients(loss: &Tensor, vars: &NamedVars) -> BTreeMap<String, Vec<f32>> {
-    let store = loss.backward().unwrap();
+fn gradients(loss: Tensor, vars: &NamedVars) -> BTreeMap<String, Vec<f32>> {
+    let store = ops::backward(loss).unwrap();
     let gradient = |name: &String| store.get(&vars[name]).unwrap_or_else(|| panic!("{name}: no gradient"));
     vars.keys().map(|name| (name.clone(), values(gradient(name)))).collect()
 }
@@ -163,8 +164,8 @@ fn every_parameter_of_the_vae_learns() {
     let picture = Rng::new(7, "invariances", 1).normal_tensor(&[2, 3, 8, 12]).unwrap();
     let moments = vae.encode(&picture).unwrap();
     let decoded = vae.decode_unscaled(&moments.mean).unwrap();
-    let spread = moments.logvar.sqr().unwrap().mean_all().unwrap();
-    assert_all_learn(&gradients(&(mse(&decoded, &picture).unwrap() + spread).unwrap(), &vars));
+    let spread = ops::mean_all(&ops::square(&moments.logvar).unwrap()).unwrap();
+    assert_all_learn(&gradients(ops::add(&mse(&decoded, &picture).unwrap(), &spread).unwrap(), &vars));
 }
 
 #[test]
@@ -176,7 +177,7 @@ fn every_parameter_of_the_text_encoder_learns_through_the_unet() {
     let tokens: Vec<u32> = (0..2 * 77).map(|i| i * 3 % config.vocab_size as u32).collect();
     let context = text.forward(&Tensor::from_vec(tokens, (2, 77), &Device::Cpu).unwrap()).unwrap();
     let eps = unet.forward(&batch.input, &batch.timesteps, &context, batch.shape).unwrap();
-    assert_all_learn(&gradients(&mse(&eps, &batch.noise).unwrap(), &vars));
+    assert_all_learn(&gradients(mse(&eps, &batch.noise).unwrap(), &vars));
 }
 
 #[test]

@@ -14,6 +14,7 @@ use jedi::device::Runtime;
 use jedi::diffusion::{Guidance, Sampler};
 use jedi::model::params::{NamedVars, Params};
 use jedi::model::{Files, JointUnet, TextConfig, TextEncoder, UnetConfig, Vae, VaeConfig, toybox};
+use jedi::ops;
 use jedi::rng::Rng;
 use jedi::sample::{Pipeline, Reference, SampleSettings, SetRequest};
 use jedi::shape::SetShape;
@@ -91,7 +92,9 @@ fn unet(files: &Files, shape: SetShape, size: usize, pass: Pass, dtype: DType) -
             black_box(output);
             return Ok(forward);
         }
-        let gradients = output.sqr()?.mean_all()?.backward()?;
+        let loss = ops::mean_all(&ops::square(&output)?)?;
+        drop(output);
+        let gradients = ops::backward(loss)?;
         let both = started.elapsed().as_secs_f64();
         // A gradient that was not computed would make the figure a lie.
         if let Some((name, _)) = vars.iter().find(|(_, var)| gradients.get(var).is_none()) {
@@ -119,7 +122,7 @@ fn train_step(images: usize, set_size: usize) -> Result<Run> {
     Ok(Box::new(move || {
         let started = Instant::now();
         let loss = objective.loss(optimizer.step())?;
-        optimizer.update(loss.backward()?)?;
+        optimizer.update(ops::backward(loss)?)?;
         Ok(started.elapsed().as_secs_f64())
     }))
 }

@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use candle_core::{D, Device, Result as CandleResult, Tensor, Var};
+use candle_core::{Device, Result as CandleResult, Tensor, Var};
 use jedi::ops::{self, Activation, AdamW, Conv2d, Groups, Mask, Moments};
 use jedi::rng::Rng;
 
@@ -52,11 +52,11 @@ pub fn prepare(work: &Work) -> Result<Run> {
         }
         Work::Add { length } => {
             let tensors = [normal(0, &[length], 1)?, normal(1, &[length], 1)?];
-            differentiable(Pass::Forward, tensors, |[a, b]| a + b)
+            differentiable(Pass::Forward, tensors, |[a, b]| ops::add(a, b))
         }
         Work::Concatenate { pixels, left, right } => {
             let tensors = [normal(0, &[pixels, left], 1)?, normal(1, &[pixels, right], 1)?];
-            differentiable(Pass::Forward, tensors, |[a, b]| Tensor::cat(&[a, b], D::Minus1))
+            differentiable(Pass::Forward, tensors, |[a, b]| ops::concat(a, b))
         }
         Work::Adamw { tensors, length } => adamw(tensors, length),
         _ => bail!("{work:?}: not a single operation"),
@@ -92,7 +92,7 @@ fn differentiable<const N: usize>(
         let started = Instant::now();
         let output = f(vars.each_ref().map(Var::as_tensor))?;
         let forward = started.elapsed().as_secs_f64();
-        let gradients = output.backward()?;
+        let gradients = ops::backward(output)?;
         let both = started.elapsed().as_secs_f64();
         // A gradient that was not computed would make the figure a lie.
         for var in &vars {
@@ -105,23 +105,19 @@ fn differentiable<const N: usize>(
 
 /// The global norm for clipping, then the updates.
 fn adamw(tensors: usize, length: usize) -> Result<Run> {
-    let mut slots = Vec::with_capacity(tensors);
+    let (mut slots, mut gradients) = (Vec::with_capacity(tensors), Vec::with_capacity(tensors));
     for index in 0..tensors as u64 {
         let values = normal(index, &[length], 1)?;
         let zeros = || Var::zeros(length, values.dtype(), &Device::Cpu);
         let moments = Moments { first: zeros()?, second: zeros()?, ema: Var::from_tensor(&values)? };
-        slots.push((Var::from_tensor(&values)?, normal(index + tensors as u64, &[length], 1)?, moments));
+        slots.push((Var::from_tensor(&values)?, moments));
+        gradients.push(normal(index + tensors as u64, &[length], 1)?);
     }
     let mut step = 0;
     Ok(Box::new(move || {
         step += 1;
         let started = Instant::now();
-        let mut square_sums = Vec::with_capacity(slots.len());
-        for (_, gradient, _) in &slots {
-            square_sums.push(gradient.sqr()?.sum_all()?);
-        }
-        let squares: Vec<f32> = Tensor::stack(&square_sums, 0)?.to_vec1()?;
-        let norm = squares.iter().map(|&square| f64::from(square)).sum::<f64>().sqrt();
+        let norm = ops::global_norm(&gradients)?;
         let adamw = AdamW {
             lr: 1e-4,
             betas: (0.9, 0.999),
@@ -131,7 +127,7 @@ fn adamw(tensors: usize, length: usize) -> Result<Run> {
             gradient_scale: (1.0 / (norm + 1e-6)).min(1.0),
             ema_decay: 0.999,
         };
-        for (parameter, gradient, moments) in &slots {
+        for ((parameter, moments), gradient) in slots.iter().zip(&gradients) {
             adamw.update(parameter, gradient, moments)?;
         }
         Ok(started.elapsed().as_secs_f64())

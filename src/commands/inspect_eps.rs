@@ -14,6 +14,7 @@ use crate::diffusion::mse;
 use crate::invalid::invalid;
 use crate::model::write::write_tensors;
 use crate::model::{JointUnet, UnetConfig};
+use crate::ops;
 use crate::report;
 use crate::shape::SetShape;
 
@@ -32,7 +33,7 @@ pub fn run(args: InspectEpsArgs) -> Result<()> {
         let loss = mse(&eps, noise)?;
         outputs.insert("loss".to_owned(), loss.detach().reshape(1)?);
         if args.grads {
-            let gradients = loss.backward()?;
+            let gradients = ops::backward(loss)?;
             for (name, var) in &vars {
                 let gradient = gradients.get(var).with_context(|| format!("parameter {name} got no gradient"))?;
                 outputs.insert(format!("grad.{name}"), gradient.contiguous()?);

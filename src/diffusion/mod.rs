@@ -10,10 +10,13 @@ pub use schedule::{NoiseSchedule, ScheduleConfig};
 
 use candle_core::{DType, Result, Tensor};
 
+use crate::ops;
+
 /// Mean squared error over all images of all sets (equation 2), in f32.
 ///
 /// # Shapes
 /// - prediction, target of one shape → scalar
 pub fn mse(prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
-    (prediction.to_dtype(DType::F32)? - target.to_dtype(DType::F32)?)?.sqr()?.mean_all()
+    let difference = ops::sub(&prediction.to_dtype(DType::F32)?, &target.to_dtype(DType::F32)?)?;
+    ops::mean_all(&ops::square(&difference)?)
 }

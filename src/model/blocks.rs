@@ -2,12 +2,12 @@
 //! resolution (diffusers `DownBlock2D`, `CrossAttnDownBlock2D`, `UNetMidBlock2DCrossAttn`, `UpBlock2D`, `CrossAttnUpBlock2D`).
 
 use anyhow::{Context, Result};
-use candle_core::{D, Result as CandleResult, Tensor};
+use candle_core::{Result as CandleResult, Tensor};
 
 use super::params::Params;
 use super::resnet::{Downsample, ResnetBlock, Upsample};
 use super::transformer::{Conditioning, SpatialTransformer, TransformerShape};
-use crate::ops::Groups;
+use crate::ops::{self, Groups};
 
 /// Widths and contents of one level.
 pub struct LevelShape {
@@ -160,7 +160,7 @@ impl UpBlock {
         let mut hidden = x;
         for stage in &self.stages {
             let Some(skip) = skips.pop() else { candle_core::bail!("unet: no skip connection left") };
-            hidden = stage.forward(&Tensor::cat(&[&hidden, &skip], D::Minus1)?, conditioning)?;
+            hidden = stage.forward(&ops::concat(&hidden, &skip)?, conditioning)?;
         }
         match &self.upsample {
             Some(upsample) => upsample.forward(&hidden),

@@ -53,8 +53,8 @@ impl ResnetBlock {
         }
         let hidden = self.conv2.forward(&self.norm2.forward(&hidden)?)?;
         match &self.conv_shortcut {
-            Some(shortcut) => shortcut.forward(x)? + hidden,
-            None => x + hidden,
+            Some(shortcut) => ops::add(&shortcut.forward(x)?, &hidden),
+            None => ops::add(x, &hidden),
         }
     }
 }

@@ -107,10 +107,7 @@ impl TextEncoder {
     /// # Shapes
     /// - tokens `[b, l]` u32, `l` at most `max_position_embeddings` → `[b, l, d]`
     pub fn forward(&self, tokens: &Tensor) -> CandleResult<Tensor> {
-        let (b, l) = tokens.dims2()?;
-        let width = self.config.hidden_size;
-        let tokens = self.token_embedding.index_select(&tokens.flatten_all()?, 0)?.reshape((b, l, width))?; // [b, l, d]
-        let mut hidden = tokens.broadcast_add(&self.position_embedding.narrow(0, 0, l)?)?;
+        let mut hidden = ops::embed(tokens, &self.token_embedding, &self.position_embedding)?; // [b, l, d]
         for layer in &self.layers {
             hidden = layer.forward(&hidden)?;
         }
@@ -153,12 +150,13 @@ impl Layer {
     fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
         let normed = self.layer_norm1.forward(x)?;
         let (q, k, v) = (self.q_proj.forward(&normed)?, self.k_proj.forward(&normed)?, self.v_proj.forward(&normed)?);
-        let x = (x + self.out_proj.forward(&ops::attention(&q, &k, &v, self.heads, Mask::Causal)?)?)?;
+        let attended = ops::attention(&q, &k, &v, self.heads, Mask::Causal)?;
+        let x = ops::add(x, &self.out_proj.forward(&attended)?)?;
         let hidden = self.fc1.forward(&self.layer_norm2.forward(&x)?)?;
         let hidden = match self.hidden_act {
             HiddenAct::QuickGelu => ops::quick_gelu(&hidden)?,
             HiddenAct::Gelu => ops::gelu(&hidden)?,
         };
-        &x + self.fc2.forward(&hidden)?
+        ops::add(&x, &self.fc2.forward(&hidden)?)
     }
 }

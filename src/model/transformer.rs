@@ -55,13 +55,13 @@ impl SpatialTransformer {
     /// - x `[b·n, h, w, c]` → the same
     pub fn forward(&self, x: &Tensor, conditioning: &Conditioning) -> CandleResult<Tensor> {
         let (images, h, w, c) = x.dims4()?;
-        let hidden = self.norm.forward(x)?.reshape((images, h * w, c))?; // [b·n, l, d]
+        let hidden = ops::reshape(&self.norm.forward(x)?, (images, h * w, c))?; // [b·n, l, d]
         let mut hidden = self.proj_in.forward(&hidden)?;
         for block in &self.transformer_blocks {
             hidden = block.forward(&hidden, conditioning)?;
         }
-        let hidden = self.proj_out.forward(&hidden)?.reshape((images, h, w, c))?; // [b·n, h, w, c]
-        x + hidden
+        let hidden = ops::reshape(&self.proj_out.forward(&hidden)?, (images, h, w, c))?; // [b·n, h, w, c]
+        ops::add(x, &hidden)
     }
 }
 
@@ -79,8 +79,7 @@ impl Projection {
     }
 
     fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        let (outputs, inputs) = (self.weight.dim(0)?, self.weight.dim(1)?);
-        ops::linear(x, &self.weight.reshape((outputs, inputs))?, Some(&self.bias)) // [out, in]
+        ops::linear(x, &self.weight, Some(&self.bias))
     }
 }
 
@@ -114,12 +113,12 @@ impl TransformerBlock {
     fn forward(&self, x: &Tensor, conditioning: &Conditioning) -> CandleResult<Tensor> {
         let (images, l, d) = x.dims3()?;
         let n = conditioning.coupled_images;
-        let joined = self.norm1.forward(x)?.reshape((images / n, n * l, d))?; // [b, n·l, d]
-        let attended = self.attn1.forward(&joined, &joined)?.reshape((images, l, d))?; // [b·n, l, d]
-        let x = (x + attended)?;
-        let x = (&x + self.attn2.forward(&self.norm2.forward(&x)?, &conditioning.context)?)?;
+        let joined = ops::reshape(&self.norm1.forward(x)?, (images / n, n * l, d))?; // [b, n·l, d]
+        let attended = ops::reshape(&self.attn1.forward(&joined, &joined)?, (images, l, d))?; // [b·n, l, d]
+        let x = ops::add(x, &attended)?;
+        let x = ops::add(&x, &self.attn2.forward(&self.norm2.forward(&x)?, &conditioning.context)?)?;
         let gated = ops::geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
-        &x + self.ff_out.forward(&gated)?
+        ops::add(&x, &self.ff_out.forward(&gated)?)
     }
 }
 

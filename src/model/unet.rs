@@ -164,12 +164,7 @@ impl JointUnet {
         let sinusoids = sinusoids(timesteps, width, &self.config)?.to_dtype(dtype)?;
         let hidden = ops::silu(&self.time_linear_1.forward(&sinusoids)?)?;
         let time = ops::silu(&self.time_linear_2.forward(&hidden)?)?; // [b, time_width]
-        let width = time.dim(1)?;
-        // [b, n, time_width] → [b·n, time_width]
-        time.unsqueeze(1)?
-            .broadcast_as((shape.sets, shape.images, width))?
-            .contiguous()?
-            .reshape((shape.total(), width))
+        ops::repeat_rows(&time, shape.images)
     }
 }
 

@@ -66,7 +66,8 @@ impl Vae {
         let hidden = self.encoder.forward(&ops::to_channels_last(images)?)?;
         let moments = ops::to_channels_first(&self.quant_conv.forward(&hidden)?)?; // [b, 2c, h, w]
         let c = self.config.latent_channels;
-        Ok(Moments { mean: moments.narrow(1, 0, c)?, logvar: moments.narrow(1, c, c)?.clamp(-30.0, 20.0)? })
+        let (mean, logvar) = (ops::narrow(&moments, 1, 0, c)?, ops::narrow(&moments, 1, c, c)?);
+        Ok(Moments { mean, logvar: ops::clamp(&logvar, -30.0, 20.0)? })
     }
 
     /// Latents as the U-Net sees them: mean·scaling_factor.
@@ -74,13 +75,13 @@ impl Vae {
     /// # Shapes
     /// - images `[b, 3, H, W]` in [−1, 1] → `[b, c, H/f, W/f]`
     pub fn latents_from_images(&self, images: &Tensor) -> CandleResult<Tensor> {
-        self.encode(images)?.mean.contiguous()? * self.config.scaling_factor
+        ops::affine(&self.encode(images)?.mean, self.config.scaling_factor, 0.0)
     }
 
     /// # Shapes
     /// - latents `[b, c, h, w]` as the U-Net sees them → pictures `[b, 3, h·f, w·f]`, about [−1, 1], not clamped
     pub fn decode(&self, latents: &Tensor) -> CandleResult<Tensor> {
-        self.decode_unscaled(&(latents / self.config.scaling_factor)?)
+        self.decode_unscaled(&ops::affine(latents, 1.0 / self.config.scaling_factor, 0.0)?)
     }
 
     /// [`Vae::decode`] of latents before scaling, as the encoder gives them.
@@ -250,9 +251,9 @@ impl PixelAttention {
 
     fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
         let (b, h, w, c) = x.dims4()?;
-        let tokens = self.group_norm.forward(x)?.reshape((b, h * w, c))?; // [b, l, d]
+        let tokens = ops::reshape(&self.group_norm.forward(x)?, (b, h * w, c))?; // [b, l, d]
         let (q, k, v) = (self.to_q.forward(&tokens)?, self.to_k.forward(&tokens)?, self.to_v.forward(&tokens)?);
         let attended = self.to_out.forward(&ops::attention(&q, &k, &v, 1, Mask::None)?)?;
-        x + attended.reshape((b, h, w, c))? // [b, h, w, c]
+        ops::add(x, &ops::reshape(&attended, (b, h, w, c))?) // [b, h, w, c]
     }
 }

@@ -1,8 +1,9 @@
-//! Element-wise activations: SiLU, exact GELU, CLIP's quick GELU, and the gated GEGLU of the transformer blocks.
+//! Activations: SiLU, exact GELU, CLIP's quick GELU, and the gated GEGLU of the transformer blocks.
 
 use candle_core::{D, Result, Tensor, bail};
 
 use super::buffer::unwritten;
+use super::elementwise::{GRAIN, map};
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
 use super::parallel;
 use super::real::{Real, vectorised};
@@ -12,7 +13,7 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
     if !on_cpu(x) {
         return x.silu();
     }
-    for_float!(x, T => elementwise::<T>("silu", x, silu_of, silu_slope))
+    for_float!(x, T => map::<T>("silu", x, silu_of, silu_slope))
 }
 
 /// x·Φ(x) with the exact normal distribution (erf), as diffusers' GEGLU and PyTorch's default.
@@ -20,7 +21,7 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     if !on_cpu(x) {
         return x.gelu_erf();
     }
-    for_float!(x, T => elementwise::<T>("gelu", x, gelu_of, gelu_slope))
+    for_float!(x, T => map::<T>("gelu", x, gelu_of, gelu_slope))
 }
 
 /// x·σ(1.702·x): the approximation that CLIP was trained with.
@@ -28,7 +29,7 @@ pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
     if !on_cpu(x) {
         return x * candle_nn::ops::sigmoid(&(x * 1.702)?)?;
     }
-    for_float!(x, T => elementwise::<T>("quick_gelu", x, quick_gelu_of, quick_gelu_slope))
+    for_float!(x, T => map::<T>("quick_gelu", x, quick_gelu_of, quick_gelu_slope))
 }
 
 #[inline(always)]
@@ -73,47 +74,6 @@ fn quick_gelu_of<T: Real>(x: T) -> T {
 fn quick_gelu_slope<T: Real>(x: T) -> T {
     let s = sigmoid(T::of(1.702) * x);
     s * (T::ONE + T::of(1.702) * x * (T::ONE - s))
-}
-
-/// Elements a thread takes at least.
-const GRAIN: usize = 8192;
-
-fn elementwise<T: Real>(
-    name: &'static str,
-    x: &Tensor,
-    f: impl Fn(T) -> T + Copy + Send + Sync + 'static,
-    slope: impl Fn(T) -> T + Copy + Send + Sync + 'static,
-) -> Result<Tensor> {
-    let x = x.contiguous()?;
-    let values = with_values::<T, _>(&x, |x| {
-        let mut y = unwritten(x.len());
-        parallel::for_rows(&mut y, 1, GRAIN, |range, y| map_values(y, &x[range], f));
-        y
-    })?;
-    graft(name, &[&x], (values, x.shape().clone()), move |inputs, _, gradient| {
-        let dx = with_values::<T, _>(inputs[0], |x| {
-            with_values::<T, _>(gradient, |dy| {
-                let mut dx = unwritten(x.len());
-                parallel::for_rows(&mut dx, 1, GRAIN, |range, dx| scale_by(dx, &x[range.clone()], &dy[range], slope));
-                dx
-            })
-        })??;
-        Ok(vec![Some(tensor(dx, inputs[0].shape()))])
-    })
-}
-
-vectorised! {
-    /// y = f(x).
-    fn map_values[T: Real, F: Fn(T) -> T](y: &mut [T], x: &[T], f: F) {
-        y.iter_mut().zip(x).for_each(|(y, x)| *y = f(*x));
-    }
-}
-
-vectorised! {
-    /// dx = dy·slope(x).
-    fn scale_by[T: Real, F: Fn(T) -> T](dx: &mut [T], x: &[T], dy: &[T], slope: F) {
-        dx.iter_mut().zip(x.iter().zip(dy)).for_each(|(dx, (x, dy))| *dx = *dy * slope(*x));
-    }
 }
 
 /// value·gelu(gate), where value is the first and gate the second half of the last dimension (diffusers' `GEGLU`).

@@ -42,7 +42,7 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: Conv2d) 
         bail!("conv2d: weight {:?} does not fit a batch {:?} with {conv:?}", weight.dims(), x.dims());
     }
     if k == 1 && conv == Conv2d::same(1) {
-        return linear(x, &weight.reshape((out, c))?, bias);
+        return linear(x, weight, bias);
     }
     if !on_cpu(x) {
         return on_device(x, weight, bias, conv);

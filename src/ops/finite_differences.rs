@@ -9,19 +9,25 @@ fn random(name: &str, shape: &[usize]) -> Tensor {
     Rng::new(7, name, 0).normal_tensor(shape).unwrap().to_dtype(DType::F64).unwrap()
 }
 
-/// Compares the gradient of Σ cotangent·f(inputs) with (L(x+h) − L(x−h))/2h at every element of every input.
+/// Compares the gradient of Σ cotangent·f(inputs), by our backward pass and by Candle's, with (L(x+h) − L(x−h))/2h at every
+/// element of every input.
 fn check(shapes: &[&[usize]], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
     let inputs: Vec<Tensor> = shapes.iter().enumerate().map(|(i, s)| random(&format!("input {i}"), s)).collect();
     let cotangent = random("cotangent", f(&inputs).unwrap().dims());
     let loss = |inputs: &[Tensor]| (f(inputs)? * &cotangent)?.sum_all();
     let vars: Vec<Var> = inputs.iter().map(|x| Var::from_tensor(x).unwrap()).collect();
     let tracked: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
-    let gradients = loss(&tracked).unwrap().backward().unwrap();
+    let gradients = backward_from(f(&tracked).unwrap(), cotangent.clone()).unwrap();
+    let by_candle = loss(&tracked).unwrap().backward().unwrap();
     let h = 1e-5;
     for (i, input) in inputs.iter().enumerate() {
         let values = input.flatten_all().unwrap().to_vec1::<f64>().unwrap();
-        let gradient = gradients.get(&vars[i]).expect("a gradient for every input");
-        let gradient = gradient.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let values_of = |gradient: Option<&Tensor>| {
+            let gradient = gradient.expect("a gradient for every input");
+            gradient.flatten_all().unwrap().to_vec1::<f64>().unwrap()
+        };
+        let gradient = values_of(gradients.get(&vars[i]));
+        assert_eq!(gradient, values_of(by_candle.get(&vars[i])), "input {i}, by Candle's backward");
         for j in 0..values.len() {
             let at = |step: f64| {
                 let mut moved = values.clone();
@@ -98,7 +104,36 @@ fn activations() {
 fn upsample_also_when_its_input_is_used_elsewhere() {
     check(&[&[2, 2, 3, 2]], |x| upsample2x(&x[0]));
     // Candle's own upsampling overwrites the gradient of another branch.
-    check(&[&[1, 2, 2, 1]], |x| upsample2x(&x[0])?.sum_all()?.broadcast_mul(&x[0]));
+    check(&[&[1, 2, 2, 1]], |x| mul(&upsample2x(&x[0])?, &upsample2x(&square(&x[0])?)?));
+}
+
+#[test]
+fn arithmetic_of_whole_tensors() {
+    check(&[&[3, 4], &[3, 4]], |x| add(&x[0], &x[1]));
+    check(&[&[3, 4], &[3, 4]], |x| sub(&x[0], &x[1]));
+    check(&[&[3, 4], &[3, 4]], |x| mul(&x[0], &x[1]));
+    check(&[&[3, 4]], |x| affine(&x[0], -1.5, 0.25));
+    check(&[&[3, 4]], |x| square(&x[0]));
+    check(&[&[3, 4]], |x| abs(&x[0]));
+    check(&[&[3, 4]], |x| exp(&x[0]));
+    check(&[&[3, 4]], |x| clamp(&x[0], -0.5, 0.75));
+    check(&[&[3, 4]], |x| mean_all(&x[0]));
+}
+
+#[test]
+fn values_in_another_shape_order_or_company() {
+    check(&[&[2, 6]], |x| reshape(&x[0], (3, 4)));
+    check(&[&[2, 6]], |x| reshape(&reshape(&square(&x[0])?, (3, 4))?, 12));
+    check(&[&[2, 3, 4], &[2, 3, 5]], |x| concat(&x[0], &x[1]));
+    for (dim, first, count) in [(0, 1, 1), (1, 0, 2), (1, 1, 3), (2, 2, 3)] {
+        check(&[&[2, 4, 5]], |x| narrow(&x[0], dim, first, count));
+    }
+    check(&[&[2, 3]], |x| repeat_rows(&x[0], 4));
+    check(&[&[2, 3, 4, 5]], |x| to_channels_first(&x[0]));
+    check(&[&[2, 3, 4, 5]], |x| to_channels_last(&x[0]));
+    // Token 1 comes twice, token 2 never; the last place is not used.
+    let tokens = Tensor::new(&[[1u32, 0, 1], [3, 0, 0]], &Device::Cpu).unwrap();
+    check(&[&[4, 2], &[4, 2]], |x| embed(&tokens, &x[0], &x[1]));
 }
 
 #[test]

@@ -3,7 +3,9 @@
 //! A kernel computes its output as a plain `Vec`; `graft` makes it a tensor whose gradient flows to the inputs through
 //! the given closure. Nothing is recorded when no input needs a gradient.
 
-use std::sync::Mutex;
+use std::any::Any;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex};
 
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, InplaceOp1, Layout, Result, Shape,
@@ -11,19 +13,17 @@ use candle_core::{
 };
 
 use super::real::Real;
+use super::tape::{self, InputGradients, Node};
 
-/// Gradients of the inputs, in their order; `None` for an input that needs none.
-pub type Gradients = Vec<Option<Tensor>>;
+/// A [`tape::BackwardFn`].
+pub trait Backward: Fn(&[&Tensor], &Tensor, &Tensor) -> Result<InputGradients> + Send + Sync + 'static {}
+impl<F: Fn(&[&Tensor], &Tensor, &Tensor) -> Result<InputGradients> + Send + Sync + 'static> Backward for F {}
 
-/// From the inputs, the output and the gradient of the output.
-pub trait Backward: Fn(&[&Tensor], &Tensor, &Tensor) -> Result<Gradients> + Send + Sync + 'static {}
-impl<F: Fn(&[&Tensor], &Tensor, &Tensor) -> Result<Gradients> + Send + Sync + 'static> Backward for F {}
-
-struct Grafted<F> {
-    name: &'static str,
+/// What Candle calls: once for the output that is there already, and at each of its own backward passes.
+struct Grafted {
+    node: Arc<Node>,
     output: Mutex<Option<Storage>>,
     shape: Shape,
-    backward: F,
 }
 
 /// The tensor of `values` with `shape`, differentiable in `inputs` (one to three, on the CPU).
@@ -44,7 +44,14 @@ pub fn graft_tensor(
     output: &Tensor,
     backward: impl Backward,
 ) -> Result<Tensor> {
-    let output = output.detach().contiguous()?;
+    if !inputs.iter().any(|input| input.track_op()) {
+        return output.detach().contiguous();
+    }
+    let mut output = output.detach().contiguous()?;
+    // What is copied below is the storage from its start.
+    if output.layout().start_offset() != 0 {
+        output = output.force_contiguous()?;
+    }
     let (storage, layout) = output.storage_and_layout();
     let storage = storage.try_clone(layout)?;
     graft_storage(name, inputs, storage, output.shape().clone(), backward)
@@ -60,41 +67,44 @@ fn graft_storage(
     if !inputs.iter().any(|input| input.track_op()) {
         return Ok(Tensor::from_storage(storage, shape, BackpropOp::none(), false));
     }
-    let op = Grafted { name, output: Mutex::new(Some(storage)), shape, backward };
-    match inputs {
+    let node = Node::new(name, inputs, Box::new(backward));
+    let op = Grafted { node: node.clone(), output: Mutex::new(Some(storage)), shape };
+    let output = match inputs {
         [a] => a.apply_op1(op),
         [a, b] => a.apply_op2(b, op),
         [a, b, c] => a.apply_op3(b, c, op),
         _ => bail!("{name}: one to three inputs, got {}", inputs.len()),
-    }
+    }?;
+    tape::record(&node, &output);
+    Ok(output)
 }
 
-impl<F> Grafted<F> {
+impl Grafted {
     fn take(&self) -> Result<Storage> {
         match self.output.lock().expect("no panic while held").take() {
             Some(storage) => Ok(storage),
-            None => bail!("{}: forward called twice", self.name),
+            None => bail!("{}: forward called twice", self.node.name),
         }
     }
 
     fn take_cpu(&self) -> Result<(CpuStorage, Shape)> {
         match self.take()? {
             Storage::Cpu(storage) => Ok((storage, self.shape.clone())),
-            _ => bail!("{}: inputs and output are on different devices", self.name),
+            _ => bail!("{}: inputs and output are on different devices", self.node.name),
         }
     }
 
     fn take_cuda(&self) -> Result<(CudaStorage, Shape)> {
         match self.take()? {
             Storage::Cuda(storage) => Ok((storage, self.shape.clone())),
-            _ => bail!("{}: inputs and output are on different devices", self.name),
+            _ => bail!("{}: inputs and output are on different devices", self.node.name),
         }
     }
 }
 
-impl<F: Backward> CustomOp1 for Grafted<F> {
+impl CustomOp1 for Grafted {
     fn name(&self) -> &'static str {
-        self.name
+        self.node.name
     }
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         self.take_cpu()
@@ -103,14 +113,14 @@ impl<F: Backward> CustomOp1 for Grafted<F> {
         self.take_cuda()
     }
     fn bwd(&self, a: &Tensor, result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let mut gradients = (self.backward)(&[a], result, gradient)?;
+        let mut gradients = (self.node.backward)(&[a], result, gradient)?;
         Ok(gradients.remove(0))
     }
 }
 
-impl<F: Backward> CustomOp2 for Grafted<F> {
+impl CustomOp2 for Grafted {
     fn name(&self) -> &'static str {
-        self.name
+        self.node.name
     }
     fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         self.take_cpu()
@@ -125,14 +135,14 @@ impl<F: Backward> CustomOp2 for Grafted<F> {
         result: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let mut gradients = (self.backward)(&[a, b], result, gradient)?.into_iter();
+        let mut gradients = (self.node.backward)(&[a, b], result, gradient)?.into_iter();
         Ok((gradients.next().flatten(), gradients.next().flatten()))
     }
 }
 
-impl<F: Backward> CustomOp3 for Grafted<F> {
+impl CustomOp3 for Grafted {
     fn name(&self) -> &'static str {
-        self.name
+        self.node.name
     }
     fn cpu_fwd(
         &self,
@@ -164,7 +174,7 @@ impl<F: Backward> CustomOp3 for Grafted<F> {
         result: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let mut gradients = (self.backward)(&[a, b, c], result, gradient)?.into_iter();
+        let mut gradients = (self.node.backward)(&[a, b, c], result, gradient)?.into_iter();
         Ok((gradients.next().flatten(), gradients.next().flatten(), gradients.next().flatten()))
     }
 }
@@ -207,15 +217,23 @@ pub fn with_values<T: Real, R>(x: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<
     Ok(f(&values[start..start + layout.shape().elem_count()]))
 }
 
-/// Calls `f` with the values of a contiguous CPU f32 tensor, to change them where they are (parameters and their moments).
-pub fn with_values_mut<R: Send>(x: &Tensor, f: impl FnOnce(&mut [f32]) -> R + Send) -> Result<R> {
-    struct InPlace<F, R>(Mutex<(Option<F>, Option<R>)>);
-    impl<R: Send, F: FnOnce(&mut [f32]) -> R + Send> InplaceOp1 for InPlace<F, R> {
+/// Calls `f` with the values of a contiguous CPU tensor, to change them where they are (parameters and their moments,
+/// gradients that are added up).
+pub fn with_values_mut<T: Real, R: Send>(x: &Tensor, f: impl FnOnce(&mut [T]) -> R + Send) -> Result<R> {
+    struct InPlace<F, T, R>(Mutex<(Option<F>, Option<R>)>, PhantomData<fn(T)>);
+    impl<T: Real, R: Send, F: FnOnce(&mut [T]) -> R + Send> InplaceOp1 for InPlace<F, T, R> {
         fn name(&self) -> &'static str {
             "with_values_mut"
         }
         fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-            let CpuStorage::F32(values) = storage else { bail!("with_values_mut: the tensor must be f32") };
+            let values: &mut dyn Any = match storage {
+                CpuStorage::F32(values) => values,
+                CpuStorage::F64(values) => values,
+                _ => bail!("with_values_mut: the tensor must be f32 or f64"),
+            };
+            let Some(values) = values.downcast_mut::<Vec<T>>() else {
+                bail!("with_values_mut: the tensor must be {:?}", T::DTYPE)
+            };
             let Some((start, end)) = layout.contiguous_offsets() else {
                 bail!("with_values_mut: the tensor must be contiguous")
             };
@@ -226,7 +244,7 @@ pub fn with_values_mut<R: Send>(x: &Tensor, f: impl FnOnce(&mut [f32]) -> R + Se
             Ok(())
         }
     }
-    let op = InPlace(Mutex::new((Some(f), None)));
+    let op = InPlace(Mutex::new((Some(f), None)), PhantomData);
     x.inplace_op1(&op)?;
     let result = op.0.into_inner().expect("no panic while held").1;
     result.ok_or_else(|| candle_core::Error::Msg("with_values_mut: the kernel did not run".into()))
@@ -234,7 +252,10 @@ pub fn with_values_mut<R: Send>(x: &Tensor, f: impl FnOnce(&mut [f32]) -> R + Se
 
 /// A CPU tensor from kernel output, without history.
 pub fn tensor<T: Real>(values: Vec<T>, shape: impl Into<Shape>) -> Tensor {
-    Tensor::from_storage(Storage::Cpu(T::to_cpu_storage_owned(values)), shape, BackpropOp::none(), false)
+    let storage = Storage::Cpu(T::to_cpu_storage_owned(values));
+    let tensor = Tensor::from_storage(storage, shape, BackpropOp::none(), false);
+    tape::note_made(&tensor);
+    tensor
 }
 
 /// Runs a kernel generic over the float type of `$x` with `$T` bound to f32 or f64.

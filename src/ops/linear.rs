@@ -13,9 +13,9 @@ const GRAIN: usize = 16;
 /// `x·weightᵀ + bias`.
 ///
 /// # Shapes
-/// - x `[.., in]`, weight `[out, in]`, bias `[out]` → `[.., out]`
+/// - x `[.., in]`, weight `[out, in]` or, as a 1×1 convolution, `[out, in, 1, 1]`, bias `[out]` → `[.., out]`
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let (outputs, inputs) = weight.dims2()?;
+    let (outputs, inputs) = matrix_dims(weight)?;
     let dims = x.dims();
     if dims.last() != Some(&inputs) {
         bail!("linear: input {dims:?} does not end with the weight's {inputs} columns");
@@ -24,7 +24,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     shape[dims.len() - 1] = outputs;
     if !on_cpu(x) {
         let rows = x.reshape(((), inputs))?; // [m, in]
-        let y = rows.matmul(&weight.t()?)?.reshape(shape)?;
+        let y = rows.matmul(&weight.flatten_from(1)?.t()?)?.reshape(shape)?;
         return match bias {
             Some(bias) => y.broadcast_add(bias),
             None => Ok(y),
@@ -41,6 +41,14 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
             None => graft("linear", &[&x, weight], (values, shape), backward::<T>),
         }
     })
+}
+
+/// Outputs and inputs of a weight.
+fn matrix_dims(weight: &Tensor) -> Result<(usize, usize)> {
+    match *weight.dims() {
+        [outputs, inputs] | [outputs, inputs, 1, 1] => Ok((outputs, inputs)),
+        ref other => bail!("linear: a weight {other:?} is neither a matrix nor a 1×1 convolution's"),
+    }
 }
 
 /// Rows of `x` `[m, inputs]` times `w` `[outputs, inputs]` transposed.
@@ -62,7 +70,7 @@ fn forward<T: Real>(x: &[T], w: &[T], bias: Option<&[T]>, inputs: usize, outputs
 /// dx = dy·w, dw = dyᵀ·x, db = Σ dy.
 fn backward<T: Real>(inputs: &[&Tensor], _: &Tensor, gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
     let (x, weight) = (inputs[0], inputs[1]);
-    let (out, width) = weight.dims2()?;
+    let (out, width) = matrix_dims(weight)?;
     with_values::<T, _>(gradient, |dy| {
         let rows = dy.len() / out;
         let dx = if x.track_op() {

@@ -1,10 +1,15 @@
 //! Differentiable operations, channel-last: pictures are `[b, h, w, c]`, tokens `[b, l, c]`.
 //!
-//! Every one has gradients for all its inputs (several of Candle's own fused ones lose them without an error). On the
-//! CPU they are kernels in f32 or f64, multi-threaded, their matrix products done by the `gemm` crate; on other devices
-//! compositions of Candle's differentiable primitives. `finite_differences.rs` holds the kernels' gradients to central
-//! differences in f64, `twins.rs` the compositions to the kernels, `tests/parity.rs` the kernels to PyTorch.
+//! Every one has gradients for all its inputs (several of Candle's own fused ones lose them without an error), for
+//! [`backward()`] and for Candle's own backward pass, which is the reference in tests. On the CPU [`backward()`] follows
+//! nothing but the operations of this room: trainable code takes its additions and reshapes from here too.
+//!
+//! On the CPU they are kernels in f32 or f64, multi-threaded, their matrix products done by the `gemm` crate; on other
+//! devices compositions of Candle's differentiable primitives. `finite_differences.rs` holds the kernels' gradients to
+//! central differences in f64, `twins.rs` the compositions to the kernels, `tests/parity.rs` the kernels to PyTorch, and
+//! `gradient_flow.rs` the backward pass to its promises.
 
+mod backward;
 mod buffer;
 mod graft;
 mod lanes;
@@ -12,6 +17,7 @@ mod memory;
 mod parallel;
 mod precision;
 mod real;
+mod tape;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 #[cfg(not(target_arch = "x86_64"))]
@@ -23,24 +29,35 @@ mod adamw;
 mod attention;
 mod conv;
 mod conv_wide;
+mod elementwise;
+mod embedding;
 mod group_norm;
 mod layer_norm;
 mod linear;
 mod resample;
+mod shape;
+mod sums;
 mod winograd;
 
 pub use activation::{geglu, gelu, quick_gelu, silu};
 pub use adamw::{AdamW, Moments};
 pub use attention::{Mask, attention};
+pub use backward::{Gradients, backward, backward_from};
 pub use conv::{Conv2d, conv2d};
+pub use elementwise::{abs, add, affine, clamp, exp, mul, square, sub};
+pub use embedding::embed;
 pub use group_norm::{Activation, Groups, group_norm};
 pub use layer_norm::layer_norm;
 pub use linear::{add_per_image, linear};
 pub use memory::{fit_threads, keep_freed_memory};
 pub use precision::{Precision, matmul_precision, set_matmul_precision};
-pub use resample::{to_channels_first, to_channels_last, upsample2x};
+pub use resample::upsample2x;
+pub use shape::{concat, narrow, repeat_rows, reshape, to_channels_first, to_channels_last};
+pub use sums::{global_norm, mean_all};
 
 #[cfg(test)]
 mod finite_differences;
+#[cfg(test)]
+mod gradient_flow;
 #[cfg(test)]
 mod twins;

@@ -1,4 +1,4 @@
-//! Nearest-neighbour upsampling, and the passage between channel-first and channel-last.
+//! Nearest-neighbour upsampling.
 
 use candle_core::{Result, Tensor};
 
@@ -62,16 +62,4 @@ vectorised! {
             }
         }
     }
-}
-
-/// # Shapes
-/// - x `[b, c, h, w]` → `[b, h, w, c]`
-pub fn to_channels_last(x: &Tensor) -> Result<Tensor> {
-    x.permute((0, 2, 3, 1))?.contiguous()
-}
-
-/// # Shapes
-/// - x `[b, h, w, c]` → `[b, c, h, w]`
-pub fn to_channels_first(x: &Tensor) -> Result<Tensor> {
-    x.permute((0, 3, 1, 2))?.contiguous()
 }

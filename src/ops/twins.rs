@@ -1,7 +1,7 @@
 //! Every operation's CPU kernel against its composition of Candle's primitives, which the other devices run: the output
 //! and the gradients of all inputs, in f32.
 
-use candle_core::{DType, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::graft::{composed, on_cpu};
 use super::*;
@@ -176,6 +176,35 @@ fn activations_also_far_from_zero() {
 fn upsample_also_when_its_input_is_used_elsewhere() {
     agree("upsample2x", &[&[2, 3, 5, 4]], |x| upsample2x(&x[0]));
     agree("another branch", &[&[2, 3, 2, 4]], |x| upsample2x(&x[0])?.mean_all()?.broadcast_mul(&x[0]));
+}
+
+#[test]
+fn arithmetic_of_whole_tensors() {
+    let pair: [&[usize]; 2] = [&[5, 7], &[5, 7]];
+    agree("add", &pair, |x| add(&x[0], &x[1]));
+    agree("sub", &pair, |x| sub(&x[0], &x[1]));
+    agree("mul", &pair, |x| mul(&x[0], &x[1]));
+    agree("affine", &pair[..1], |x| affine(&x[0], -1.5, 0.25));
+    agree("square", &pair[..1], |x| square(&x[0]));
+    agree("abs", &pair[..1], |x| abs(&x[0]));
+    agree("exp", &pair[..1], |x| exp(&x[0]));
+    agree("clamp", &pair[..1], |x| clamp(&x[0], -0.5, 0.75));
+    agree("mean_all", &pair[..1], |x| mean_all(&x[0]));
+    // More than one thread's share.
+    agree("add, long", &[&[300, 101], &[300, 101]], |x| add(&x[0], &x[1]));
+}
+
+#[test]
+fn values_in_another_shape_order_or_company() {
+    agree("reshape", &[&[4, 6]], |x| reshape(&square(&x[0])?, (3, 8)));
+    agree("reshape of a variable", &[&[4, 6]], |x| reshape(&x[0], (3, 8)));
+    agree("concat", &[&[70, 30, 9], &[70, 30, 12]], |x| concat(&x[0], &x[1]));
+    agree("narrow", &[&[3, 4, 5]], |x| narrow(&x[0], 1, 1, 2));
+    agree("repeat_rows", &[&[3, 4]], |x| repeat_rows(&x[0], 3));
+    agree("to_channels_first", &[&[2, 3, 4, 5]], |x| to_channels_first(&x[0]));
+    agree("to_channels_last", &[&[2, 3, 4, 5]], |x| to_channels_last(&x[0]));
+    let tokens = Tensor::new(&[[1u32, 0, 1], [3, 0, 0]], &Device::Cpu).unwrap();
+    agree("embed", &[&[4, 2], &[4, 2]], |x| embed(&tokens, &x[0], &x[1]));
 }
 
 #[test]

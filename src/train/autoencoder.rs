@@ -16,6 +16,7 @@ use crate::model::params::{NamedVars, Params};
 use crate::model::vae::Moments;
 use crate::model::write::write_component;
 use crate::model::{Files, Vae, VaeConfig};
+use crate::ops;
 use crate::rng::Rng;
 
 /// Pictures of the validation loss.
@@ -86,15 +87,19 @@ impl AutoencoderObjective {
 
     /// Squared error, absolute error of pixels and of edges (for outlines), and KL.
     fn loss_of(&self, images: &Tensor, decoded: &Tensor, moments: &Moments) -> Result<Tensor> {
-        let difference = (decoded - images)?;
-        let (h, w) = (difference.dim(2)?, difference.dim(3)?);
-        let down = (difference.narrow(2, 1, h - 1)? - difference.narrow(2, 0, h - 1)?)?.abs()?.mean_all()?;
-        let across = (difference.narrow(3, 1, w - 1)? - difference.narrow(3, 0, w - 1)?)?.abs()?.mean_all()?;
-        let variance = moments.logvar.exp()?;
-        let kl = (((moments.mean.sqr()? + variance)? - &moments.logvar)? - 1.0)?.mean_all()?; // 2·KL a latent
-        let absolute = (difference.abs()?.mean_all()? + (down + across)?)?;
-        let loss = (difference.sqr()?.mean_all()? + (absolute * self.settings.outline_weight)?)?;
-        Ok((loss + (kl * (0.5 * self.settings.kl_weight))?)?)
+        let difference = ops::sub(decoded, images)?;
+        let absolute = |x: &Tensor| ops::mean_all(&ops::abs(x)?);
+        let edges = |dim: usize| {
+            let inner = difference.dim(dim)? - 1;
+            let [next, this] = [1, 0].map(|first| ops::narrow(&difference, dim, first, inner));
+            absolute(&ops::sub(&next?, &this?)?)
+        };
+        let outlines = ops::add(&absolute(&difference)?, &ops::add(&edges(2)?, &edges(3)?)?)?;
+        let moved = ops::add(&ops::square(&moments.mean)?, &ops::exp(&moments.logvar)?)?;
+        let kl = ops::affine(&ops::mean_all(&ops::sub(&moved, &moments.logvar)?)?, 1.0, -1.0)?; // 2·KL a latent
+        let squared = ops::mean_all(&ops::square(&difference)?)?;
+        let loss = ops::add(&squared, &ops::affine(&outlines, self.settings.outline_weight, 0.0)?)?;
+        Ok(ops::add(&loss, &ops::affine(&kl, 0.5 * self.settings.kl_weight, 0.0)?)?)
     }
 }
 
@@ -129,8 +134,8 @@ impl Objective for AutoencoderObjective {
         let images = tensor_from_images(&images, &self.runtime.device)?;
         let moments = self.vae.encode(&images)?;
         let noise = Rng::new(self.seed, "latent noise", step).normal_tensor(moments.mean.dims())?;
-        let deviation = (&moments.logvar * 0.5)?.exp()?;
-        let latents = (&moments.mean + (deviation * noise.to_device(&self.runtime.device)?)?)?;
+        let deviation = ops::exp(&ops::affine(&moments.logvar, 0.5, 0.0)?)?;
+        let latents = ops::add(&moments.mean, &ops::mul(&deviation, &noise.to_device(&self.runtime.device)?)?)?;
         self.loss_of(&images, &self.vae.decode_unscaled(&latents)?, &moments)
     }
 

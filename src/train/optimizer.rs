@@ -3,13 +3,12 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 
 use super::objective::Weights;
 use super::settings::{OptimizerConfig, TrainConfig};
 use crate::model::params::NamedVars;
-use crate::ops::{AdamW, Moments};
+use crate::ops::{AdamW, Gradients, Moments, global_norm};
 
 /// What to do about a run that diverges.
 pub const REMEDY: &str = "a lower optimizer.lr or optimizer.clip_norm may help";
@@ -59,21 +58,16 @@ impl Optimizer {
     }
 
     /// One update. Every parameter must have a finite gradient: one without it would silently never train.
-    pub fn update(&mut self, mut gradients: GradStore) -> Result<Update> {
+    pub fn update(&mut self, mut gradients: Gradients) -> Result<Update> {
         let mut own = Vec::with_capacity(self.slots.len());
-        let mut square_sums = Vec::with_capacity(self.slots.len());
         for (name, slot) in &self.slots {
             let gradient = gradients
                 .remove(slot.parameter.as_tensor())
-                .with_context(|| format!("parameter {name} got no gradient; the network does not use it"))?
-                .detach();
-            square_sums.push(gradient.sqr()?.sum_all()?);
+                .with_context(|| format!("parameter {name} got no gradient; the network does not use it"))?;
             own.push(gradient);
         }
         drop(gradients);
-        // Stacked, so that a GPU is waited for once.
-        let square_sums = Tensor::stack(&square_sums, 0)?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
-        let gradient_norm = square_sums.iter().sum::<f64>().sqrt();
+        let gradient_norm = global_norm(&own)?;
         if !gradient_norm.is_finite() {
             bail!("the gradient of step {} is not finite; {REMEDY}", self.step);
         }

@@ -13,6 +13,7 @@ use super::optimizer::{Optimizer, REMEDY, scalar};
 use super::run_folder::{CheckpointInfo, RunFolder, SavedState};
 use super::settings::{ObjectiveKind, TrainConfig};
 use crate::invalid::invalid;
+use crate::ops;
 use crate::sha256::sha256_hex;
 
 /// What the caller does while training goes on.
@@ -143,7 +144,7 @@ fn advance(objective: &mut dyn Objective, optimizer: &mut Optimizer) -> Result<S
     if !value.is_finite() {
         bail!("the loss of step {step} is {value}; {REMEDY}");
     }
-    let update = optimizer.update(loss.backward()?)?;
+    let update = optimizer.update(ops::backward(loss)?)?;
     Ok(StepReport {
         step,
         loss: value,

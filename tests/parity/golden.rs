@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor};
 use jedi::model::params::{NamedVars, Params};
+use jedi::ops::Gradients;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -66,7 +66,7 @@ pub fn pipeline_part<T: DeserializeOwned>(part: &str, file: &str) -> (T, Golden)
 }
 
 /// Every trainable parameter's gradient.
-pub fn gradients(vars: &NamedVars, store: &GradStore, comparison: &mut Comparison) -> BTreeMap<String, Tensor> {
+pub fn gradients(vars: &NamedVars, store: &Gradients, comparison: &mut Comparison) -> BTreeMap<String, Tensor> {
     let mut found = BTreeMap::new();
     for (name, var) in vars {
         match store.get(var) {

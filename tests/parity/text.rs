@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
 use jedi::model::{Files, TextConfig, TextEncoder, Tokenizer, text::HiddenAct};
+use jedi::ops;
 use serde::Deserialize;
 
 use crate::compare::Comparison;
@@ -16,8 +17,8 @@ fn encode(case: &Golden, hidden_act: HiddenAct, comparison: &mut Comparison) -> 
     let (text, vars) = TextEncoder::new(&config, weights.params("text_encoder")).unwrap();
     let context = text.forward(&case.tensor("tokens").to_dtype(DType::U32).unwrap()).unwrap();
     comparison.tensor("context", &context, case.tensor("context"), case.fact("tolerance"));
-    let loss = (context * case.tensor("direction")).unwrap().mean_all().unwrap();
-    gradients(&vars, &loss.backward().unwrap(), comparison)
+    let loss = ops::mean_all(&ops::mul(&context, case.tensor("direction")).unwrap()).unwrap();
+    gradients(&vars, &ops::backward(loss).unwrap(), comparison)
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! The U-Net against diffusers with a coupling attention processor: prediction, loss and every parameter's gradient.
 
 use candle_core::Tensor;
+use jedi::diffusion::mse;
 use jedi::model::{JointUnet, UnetConfig};
+use jedi::ops::backward;
 use jedi::shape::SetShape;
 
 use crate::compare::Comparison;
@@ -25,9 +27,9 @@ fn check(name: &str, (config, weights): (UnetConfig, Golden)) {
         let shape = SetShape::from_total(input.dim(0).unwrap(), images).unwrap();
         let eps = unet.forward(&input, &case["timesteps"], &case["context"], shape).unwrap();
         comparison.tensor(&format!("{name} n{images} eps"), &eps, &case["eps"], tolerance);
-        let loss = (eps - &case["noise"]).unwrap().sqr().unwrap().mean_all().unwrap();
+        let loss = mse(&eps, &case["noise"]).unwrap();
         comparison.tensor(&format!("{name} n{images} loss"), &loss.reshape(1).unwrap(), &case["loss"], tolerance);
-        let found = gradients(&vars, &loss.backward().unwrap(), &mut comparison);
+        let found = gradients(&vars, &backward(loss).unwrap(), &mut comparison);
         compare_digests(&mut comparison, &format!("n{images}"), &found, &case["gradients"], gradient_tolerance);
         if images == 3 {
             compare_gradients(&mut comparison, &found, &whole.tensors, gradient_tolerance);

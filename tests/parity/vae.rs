@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
+use jedi::diffusion::mse;
 use jedi::model::{Vae, VaeConfig};
+use jedi::ops::backward;
 
 use crate::compare::Comparison;
 use crate::golden::{Golden, compare_gradients, gradients, params, pipeline_part};
@@ -32,9 +34,9 @@ fn check(spelling: impl Fn(BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor>
     comparison.tensor("decoded", &decoded, cases.tensor("decoded"), tolerance);
 
     let reconstruction = vae.decode_unscaled(&vae.encode(picture).unwrap().mean).unwrap();
-    let loss = (reconstruction - picture).unwrap().sqr().unwrap().mean_all().unwrap();
+    let loss = mse(&reconstruction, picture).unwrap();
     comparison.tensor("loss", &loss.reshape(1).unwrap(), cases.tensor("loss"), tolerance);
-    let found = gradients(&vars, &loss.backward().unwrap(), &mut comparison);
+    let found = gradients(&vars, &backward(loss).unwrap(), &mut comparison);
     compare_gradients(&mut comparison, &found, &spelling(expected.tensors), gradient_tolerance);
     comparison.finish();
 }

@@ -1,6 +1,7 @@
 //! Gradients reach everything, and following them lowers the loss.
 
 use candle_core::{DType, Tensor};
+use jedi::ops;
 use jedi::train::optimizer::Optimizer;
 use jedi::train::{Objective, ObjectiveKind};
 
@@ -19,7 +20,7 @@ fn largest(tensor: &Tensor) -> f32 {
 /// Names of all parameters, each with a present, finite, non-zero gradient.
 fn trained_names(objective: &mut dyn Objective) -> Vec<String> {
     let loss = objective.loss(0).expect("a loss");
-    let gradients = loss.backward().expect("gradients");
+    let gradients = ops::backward(loss).expect("gradients");
     let mut names = Vec::new();
     for (name, parameter) in objective.parameters() {
         let gradient = gradients.get(parameter).unwrap_or_else(|| panic!("{name} has no gradient"));
@@ -34,12 +35,36 @@ fn trained_names(objective: &mut dyn Objective) -> Vec<String> {
     names
 }
 
+/// Our backward pass on the loss of step 0 against Candle's on the same.
+fn assert_gradients_are_candles(objective: &mut dyn Objective) {
+    let reference = objective.loss(0).expect("a loss").backward().expect("gradients");
+    let gradients = ops::backward(objective.loss(0).expect("a loss")).expect("gradients");
+    assert_eq!(gradients.len(), objective.parameters().len());
+    for (name, parameter) in objective.parameters() {
+        let (ours, candles) = (gradients.get(parameter).expect(name), reference.get(parameter).expect(name));
+        // A bias of keys is held to the size of the queries' gradient, for its own is rounding.
+        let sibling = name.replace("k_proj.bias", "q_proj.bias").replace("to_k.bias", "to_q.bias");
+        let size = largest(reference.get(&objective.parameters()[&sibling]).expect(name));
+        let gap = largest(&(ours - candles.detach()).expect(name));
+        assert!(gap <= 1e-6 * size, "{name}: {gap} of {size}");
+    }
+}
+
+#[test]
+fn our_backward_pass_gives_candles_gradients() {
+    let world = World::new();
+    for kind in [ObjectiveKind::Autoencoder, ObjectiveKind::Joint] {
+        assert_gradients_are_candles(world.objective(&world.config(kind, &[])).unwrap().as_mut());
+    }
+}
+
 /// Trains on the batch of step 0 alone; the losses.
 fn losses_on_one_batch(objective: &mut dyn Objective, optimizer: &mut Optimizer, steps: usize) -> Vec<f32> {
     let mut step = || {
         let loss = objective.loss(0)?;
-        optimizer.update(loss.backward()?)?;
-        anyhow::Ok(loss.to_scalar::<f32>()?)
+        let value = loss.to_scalar::<f32>()?;
+        optimizer.update(ops::backward(loss)?)?;
+        anyhow::Ok(value)
     };
     (0..steps).map(|_| step().expect("a step")).collect()
 }
@@ -81,7 +106,7 @@ fn every_parameter_of_the_joint_model_is_trained() {
 fn noise_mask_and_reference_all_reach_the_first_layer() {
     let world = World::new();
     let mut objective = world.objective(&world.config(ObjectiveKind::Joint, &[])).unwrap();
-    let gradients = objective.loss(0).unwrap().backward().unwrap();
+    let gradients = ops::backward(objective.loss(0).unwrap()).unwrap();
     let weight = &objective.parameters()["unet.conv_in.weight"]; // [c, 4 + 1 + 4, 3, 3]
     let gradient = gradients.get(weight).unwrap().to_dtype(DType::F32).unwrap();
     for (what, channels) in [("noisy", 0..4), ("mask", 4..5), ("reference", 5..9)] {

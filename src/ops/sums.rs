@@ -1,0 +1,97 @@
+//! Sums over everything: means for losses, and the length of a gradient.
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::elementwise::GRAIN;
+use super::graft::{for_float, graft, on_cpu, tensor, with_values};
+use super::parallel;
+use super::real::{Real, vectorised};
+
+/// The mean of all elements, summed in f64 on the CPU.
+///
+/// # Shapes
+/// - any → scalar
+pub fn mean_all(x: &Tensor) -> Result<Tensor> {
+    if !on_cpu(x) {
+        return x.mean_all();
+    }
+    let count = x.elem_count() as f64;
+    if count == 0.0 {
+        bail!("mean_all: {:?} holds no elements", x.dims());
+    }
+    for_float!(x, T => {
+        let total = with_values::<T, _>(x, |x| total(x, sum))?;
+        graft("mean_all", &[x], (vec![T::of(total / count)], ()), move |inputs, _, gradient| {
+            let each = with_values::<T, _>(gradient, |dy| dy[0] * T::of(1.0 / count))?;
+            let shape = inputs[0].shape();
+            Ok(vec![Some(tensor(vec![each; shape.elem_count()], shape))])
+        })
+    })
+}
+
+/// √Σx² over all elements of all tensors, in f64 on the CPU; without history.
+pub fn global_norm(tensors: &[Tensor]) -> Result<f64> {
+    let is_on_cpu = tensors.iter().all(on_cpu);
+    let squares = match is_on_cpu {
+        true => tensors.iter().map(sum_of_squares).collect::<Result<Vec<f64>>>()?,
+        false => {
+            let squares = tensors.iter().map(|x| x.detach().sqr()?.sum_all()?.to_dtype(DType::F32));
+            // Stacked, so that a GPU is waited for once.
+            Tensor::stack(&squares.collect::<Result<Vec<_>>>()?, 0)?.to_dtype(DType::F64)?.to_vec1()?
+        }
+    };
+    Ok(squares.iter().sum::<f64>().sqrt())
+}
+
+fn sum_of_squares(x: &Tensor) -> Result<f64> {
+    for_float!(x, T => with_values::<T, _>(x, |x| total(x, squares)))
+}
+
+fn total<T: Real>(x: &[T], of_part: impl Fn(&[T]) -> f64 + Sync + Send) -> f64 {
+    parallel::map(x.len(), GRAIN, |range| of_part(&x[range])).into_iter().sum()
+}
+
+/// Sums that run side by side, so that they vectorise.
+const LANES: usize = 8;
+
+vectorised! {
+    fn sum[T: Real](x: &[T]) -> f64 {
+        let mut lanes = [0.0; LANES];
+        let mut chunks = x.chunks_exact(LANES);
+        for chunk in &mut chunks {
+            lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane += x.to_f64());
+        }
+        lanes.iter().sum::<f64>() + chunks.remainder().iter().map(|x| x.to_f64()).sum::<f64>()
+    }
+}
+
+vectorised! {
+    fn squares[T: Real](x: &[T]) -> f64 {
+        let mut lanes = [0.0; LANES];
+        let mut chunks = x.chunks_exact(LANES);
+        for chunk in &mut chunks {
+            lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane += x.to_f64() * x.to_f64());
+        }
+        lanes.iter().sum::<f64>() + chunks.remainder().iter().map(|x| x.to_f64() * x.to_f64()).sum::<f64>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn the_norm_is_over_all_tensors_and_over_every_thread() {
+        let cpu = Device::Cpu;
+        // 3² + 4² and 100,003 times 2².
+        let tensors = [Tensor::new(&[[3f32], [4.0]], &cpu).unwrap(), Tensor::full(2f32, 100_003, &cpu).unwrap()];
+        let expected = (25.0 + 4.0 * 100_003.0f64).sqrt();
+        assert!((global_norm(&tensors).unwrap() - expected).abs() < 1e-9);
+        let composed = super::super::graft::composed(|| global_norm(&tensors).unwrap());
+        assert!((composed - expected).abs() < 1e-3, "{composed}");
+        assert_eq!(global_norm(&[]).unwrap(), 0.0);
+        let broken = [Tensor::new(&[1f32, f32::NAN], &cpu).unwrap()];
+        assert!(global_norm(&broken).unwrap().is_nan());
+    }
+}
