@@ -104,6 +104,8 @@ pub enum Work {
     TrainStep {
         images: usize,
         set_size: usize,
+        #[serde(default)]
+        dtype: Precision,
     },
     VaeDecode {
         images: usize,
@@ -212,7 +214,7 @@ impl Work {
             Self::Concatenate { pixels, left, right } => format!("{pixels} x {left} and {right}"),
             Self::Adamw { tensors, length } => format!("{tensors} x {length}"),
             Self::Unet { sets, images, size, .. } => format!("{sets} x {images} x {size}^2"),
-            Self::TrainStep { images, set_size } => format!("{images}, sets of {set_size}"),
+            Self::TrainStep { images, set_size, .. } => format!("{images}, sets of {set_size}"),
             Self::VaeDecode { images, size } => format!("{images} x {size}^2"),
             Self::TextEncoder { prompts } => format!("{prompts} prompts"),
             Self::Sample { steps } => format!("{steps} steps"),

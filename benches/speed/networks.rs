@@ -28,18 +28,28 @@ use super::operations::Run;
 pub fn prepare(work: &Work) -> Result<Run> {
     match *work {
         Work::Unet { model, sets, images, size, pass, dtype } => {
-            let dtype = match dtype {
-                Precision::F32 => DType::F32,
-                Precision::Bf16 => DType::BF16,
-            };
-            unet(&files(model), SetShape::new(sets, images), size, pass, dtype)
+            Ok(in_precision(dtype, unet(&files(model), SetShape::new(sets, images), size, pass)?))
         }
-        Work::TrainStep { images, set_size } => train_step(images, set_size),
+        Work::TrainStep { images, set_size, dtype } => Ok(in_precision(dtype, train_step(images, set_size)?)),
         Work::VaeDecode { images, size } => vae_decode(images, size),
         Work::TextEncoder { prompts } => text_encoder(prompts),
         Work::Sample { steps } => sample(steps),
         _ => bail!("{work:?}: not a network"),
     }
+}
+
+/// The same with matrix products of bf16 factors, as PyTorch's autocast computes them, or in f32.
+fn in_precision(dtype: Precision, mut run: Run) -> Run {
+    let precision = match dtype {
+        Precision::F32 => ops::Precision::Highest,
+        Precision::Bf16 => ops::Precision::Medium,
+    };
+    Box::new(move || {
+        ops::set_matmul_precision(precision);
+        let seconds = run();
+        ops::set_matmul_precision(ops::Precision::Highest);
+        seconds
+    })
 }
 
 /// The U-Net's config of a family.
@@ -63,26 +73,26 @@ fn fresh() -> Params {
 }
 
 /// The drawn weights without history, for a network that only predicts.
-fn frozen(vars: NamedVars, dtype: DType) -> Params {
+fn frozen(vars: NamedVars) -> Params {
     let tensors = vars.into_iter().map(|(name, var)| (name, var.as_detached_tensor())).collect();
-    Params::checkpoint(tensors, "drawn weights", &Device::Cpu, dtype, false)
+    Params::checkpoint(tensors, "drawn weights", &Device::Cpu, DType::F32, false)
 }
 
 fn normal(index: u64, shape: &[usize]) -> Result<Tensor> {
     Ok(Rng::new(0, "bench", index).normal_tensor(shape)?)
 }
 
-fn unet(files: &Files, shape: SetShape, size: usize, pass: Pass, dtype: DType) -> Result<Run> {
+fn unet(files: &Files, shape: SetShape, size: usize, pass: Pass) -> Result<Run> {
     let config: UnetConfig = files.json("unet/config.json")?;
     let text: TextConfig = files.json("text_encoder/config.json")?;
     let (mut unet, mut vars) = JointUnet::new(&config, fresh())?;
     if pass == Pass::Forward {
-        unet = JointUnet::new(&config, frozen(std::mem::take(&mut vars), dtype))?.0;
+        unet = JointUnet::new(&config, frozen(std::mem::take(&mut vars)))?.0;
     }
     let side = size / 8;
     let context_shape = [shape.total(), text.max_position_embeddings, config.cross_attention_dim];
-    let input = normal(0, &[shape.total(), config.in_channels, side, side])?.to_dtype(dtype)?;
-    let context = normal(1, &context_shape)?.to_dtype(dtype)?;
+    let input = normal(0, &[shape.total(), config.in_channels, side, side])?;
+    let context = normal(1, &context_shape)?;
     let timesteps = Tensor::full(500i64, shape.sets, &Device::Cpu)?;
     Ok(Box::new(move || {
         let started = Instant::now();
@@ -130,7 +140,7 @@ fn train_step(images: usize, set_size: usize) -> Result<Run> {
 fn vae_decode(images: usize, size: usize) -> Result<Run> {
     let config: VaeConfig = files(Model::Sd14).json("vae/config.json")?;
     let (_, vars) = Vae::new(&config, fresh())?;
-    let (vae, _) = Vae::new(&config, frozen(vars, DType::F32))?;
+    let (vae, _) = Vae::new(&config, frozen(vars))?;
     let side = size / config.downscale();
     let latents = normal(0, &[images, config.latent_channels, side, side])?;
     Ok(Box::new(move || {
@@ -145,7 +155,7 @@ fn vae_decode(images: usize, size: usize) -> Result<Run> {
 fn text_encoder(prompts: usize) -> Result<Run> {
     let config: TextConfig = files(Model::Sd14).json("text_encoder/config.json")?;
     let (_, vars) = TextEncoder::new(&config, fresh())?;
-    let (text, _) = TextEncoder::new(&config, frozen(vars, DType::F32))?;
+    let (text, _) = TextEncoder::new(&config, frozen(vars))?;
     let length = config.max_position_embeddings;
     let tokens: Vec<u32> = (0..prompts * length).map(|i| (i * 7919 % config.vocab_size) as u32).collect();
     let tokens = Tensor::from_vec(tokens, (prompts, length), &Device::Cpu)?;

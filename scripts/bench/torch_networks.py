@@ -81,6 +81,12 @@ class Formats:
         return run
 
 
+def precision_of(case):
+    """PyTorch's own way to bf16: matrix products in it, what needs f32 in f32."""
+    in_bf16 = case.get("dtype") == "bf16"
+    return (lambda: torch.autocast("cpu", dtype=torch.bfloat16)) if in_bf16 else nullcontext
+
+
 def unet(case):
     is_forward = case["pass"] == "forward"
     network = unet_of(case["model"], case["images"]).train(not is_forward).requires_grad_(not is_forward)
@@ -89,8 +95,7 @@ def unet(case):
     tokens = config(case["model"], "text_encoder").get("max_position_embeddings", 77)
     context = torch.randn(total, tokens, network.config.cross_attention_dim)
     timesteps = torch.full((total,), 500)
-    in_bf16 = case.get("dtype") == "bf16"
-    precision = (lambda: torch.autocast("cpu", dtype=torch.bfloat16)) if in_bf16 else nullcontext
+    precision = precision_of(case)
 
     def predict(memory_format):
         x = picture.contiguous(memory_format=memory_format)
@@ -124,6 +129,7 @@ def train_step(case):
     kinds = {"fused": dict(fused=True), "foreach": dict(foreach=True)}
     updates = {name: operations.optimizer(parameters, **kind) for name, kind in kinds.items()}
     ema = operations.averages(parameters)
+    precision = precision_of(case)
 
     def step(memory_format, kind):
         started = time.perf_counter()
@@ -132,9 +138,10 @@ def train_step(case):
         noisy = scheduler.add_noise(clean, noise, timesteps)
         mask = (torch.rand(total, 1, 1, 1) < 0.5).float()
         joined = torch.cat([noisy, mask.expand(-1, 1, side, side), clean * (1 - mask)], dim=1)
-        context = text(tokens).last_hidden_state
         joined = joined.contiguous(memory_format=memory_format)
-        prediction = network(joined, timesteps, encoder_hidden_states=context, return_dict=False)[0]
+        with precision():
+            context = text(tokens).last_hidden_state
+            prediction = network(joined, timesteps, encoder_hidden_states=context, return_dict=False)[0].float()
         loss = torch.nn.functional.mse_loss(prediction, scheduler.get_velocity(clean, noise, timesteps))
         for parameter in parameters:
             parameter.grad = None

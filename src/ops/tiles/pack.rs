@@ -127,8 +127,9 @@ impl Factor {
                 }
             })
         };
-        for row in 0..if self.side == Side::Left { SIDE } else { sum.pairs } {
-            store!(row, halves[0][row], halves[1][row]);
+        let rows = halves[0].into_iter().zip(halves[1]).enumerate();
+        for (row, (low, high)) in rows.take(if self.side == Side::Left { SIDE } else { sum.pairs }) {
+            store!(row, low, high);
         }
     }
 }
