@@ -107,6 +107,8 @@ struct Scratch {
     a: Vec<Tile>,
     b: Vec<Tile>,
     steps: Vec<Step>,
+    /// Stand for output tiles that the output's edge cuts off.
+    edges: Vec<Tile>,
 }
 
 thread_local! {
@@ -129,10 +131,11 @@ impl Product {
         let parts = self.sum.blocks.div_ceil(DEPTH / PLANES);
         let depth = self.sum.blocks.div_ceil(parts);
         let wide = (RIGHT_TILES / (depth * PLANES)).clamp(2, columns.next_multiple_of(2)) & !1;
-        SCRATCH.with_borrow_mut(|Scratch { a, b, steps }| {
+        SCRATCH.with_borrow_mut(|Scratch { a, b, steps, edges }| {
             let grow = |tiles: &mut Vec<Tile>, number: usize| tiles.resize(number.max(tiles.len()), EMPTY);
             grow(a, LEFT_ROWS * depth * PLANES);
             grow(b, wide * depth * PLANES);
+            grow(edges, 4);
             steps.clear();
             steps.extend(
                 (0..depth).map(|block| (block * PLANES * size_of::<Tile>(), block * PLANES * size_of::<Tile>())),
@@ -157,7 +160,7 @@ impl Product {
                                         Tiles::whole([first, first + 1].map(|i| tiles.as_ptr().wrapping_add(i * own)))
                                     };
                                     let factors = (tiles(a, row), tiles(b, column));
-                                    self.with_outputs(size, (top + row, left + column), add, |out| {
+                                    self.with_outputs(edges, size, (top + row, left + column), add, |out| {
                                         registers.multiply_some::<PLANES>(
                                             size,
                                             &steps[..blocks.len()],
@@ -178,13 +181,13 @@ impl Product {
     /// a copy that is written back.
     unsafe fn with_outputs(
         &self,
+        edges: &mut [Tile],
         (height, width): (usize, usize),
         at: (usize, usize),
         add: bool,
         f: impl FnOnce([(*mut u8, usize); 4]),
     ) {
         let (start, stride) = self.out;
-        let mut edges = [EMPTY; 4];
         let mut places = [(std::ptr::null_mut::<u8>(), 0); 4];
         let used = (0..4).filter(|i| i / 2 < height && i % 2 < width);
         let part = |i: usize| {

@@ -41,7 +41,7 @@ pub fn backward<T: Real>(inputs: [&[T]; 5], kept: &[T], sizes: Sizes) -> Option<
 }
 
 /// Sizes of an attention; heads lie side by side in rows of `heads·d`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Sizes {
     pub b: usize,
     /// Queries.
@@ -190,6 +190,8 @@ mod tests {
     use super::*;
     use crate::rng::Rng;
 
+    type Backward = fn([&[f32]; 5], &[f32], Sizes) -> [Vec<f32>; 3];
+
     /// Output and gradients in f64, one query and one head at a time.
     fn by_definition(inputs: [&[f32]; 4], sizes: Sizes) -> [Vec<f64>; 4] {
         let [q, k, v, dy] = inputs.map(|values| values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
@@ -229,22 +231,33 @@ mod tests {
         if !available() {
             return; // Every other test runs the portable attention.
         }
-        for (b, l, s, heads, d) in
-            [(1, 64, 64, 2, 32), (2, 50, 77, 2, 40), (1, 17, 1100, 1, 8), (3, 96, 96, 1, 160), (1, 33, 20, 4, 13)]
-        {
+        for (b, l, s, heads, d) in [
+            (1, 64, 64, 2, 32),
+            (2, 50, 77, 2, 40),
+            (1, 17, 1100, 1, 8),
+            (3, 96, 96, 1, 160),
+            (1, 33, 20, 4, 13),
+            (8, 192, 192, 4, 32),
+        ] {
             let sizes = Sizes { b, l, s, heads, d };
             let mut rng = Rng::new(9, "attention on tiles", (l * s * d) as u64);
             let mut draw =
                 |rows: usize| (0..b * rows * heads * d).map(|_| 2.0 * rng.normal() as f32).collect::<Vec<_>>();
             let (q, k, v, dy) = (draw(l), draw(s), draw(s), draw(l));
             let expected = by_definition([&q, &k, &v, &dy], sizes);
-            let (o, kept) = forward(&q, &k, &v, sizes).unwrap();
-            let [dq, dk, dv] = backward([&q, &k, &v, &o, &dy], &kept, sizes).unwrap();
-            for (name, (found, expected)) in ["o", "dq", "dk", "dv"].iter().zip([o, dq, dk, dv].iter().zip(&expected)) {
-                let largest = expected.iter().fold(0f64, |max, v| max.max(v.abs()));
-                let error = found.iter().zip(expected).fold(0f64, |max, (a, b)| max.max((f64::from(*a) - b).abs()));
-                assert!(error < 3e-6 * largest, "{name} of {b}x{l}x{s}, {heads} heads of {d}: {:e}", error / largest);
-            }
+            let check = |(o, kept): (Vec<f32>, Vec<f32>), backward: Backward, bound: f64| {
+                let [dq, dk, dv] = backward([&q, &k, &v, &o, &dy], &kept, sizes);
+                for (name, (found, expected)) in
+                    ["o", "dq", "dk", "dv"].iter().zip([o, dq, dk, dv].iter().zip(&expected))
+                {
+                    let largest = expected.iter().fold(0f64, |max, v| max.max(v.abs()));
+                    let error = found.iter().zip(expected).fold(0f64, |max, (a, b)| max.max((f64::from(*a) - b).abs()));
+                    assert!(error < bound * largest, "{name} of {sizes:?}: {:e}", error / largest);
+                }
+            };
+            check(forward_heads::<3>(&q, &k, &v, sizes), backward_heads::<3>, 3e-6);
+            check(forward_heads::<2>(&q, &k, &v, sizes), backward_heads::<2>, 3e-4);
+            check(forward_heads::<1>(&q, &k, &v, sizes), backward_heads::<1>, 5e-2);
         }
     }
 }

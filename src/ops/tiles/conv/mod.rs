@@ -174,16 +174,26 @@ mod tests {
             let turned = Kernel { weight: &weight, along: taps * c, across: taps, is_flipped: true };
             let kernel = Kernel { weight: &weight, along: taps, across: taps * c, is_flipped: false };
             let flipped = Flat::of(geometry.flipped().unwrap());
-            let found = [
-                convolve::<3>(&x, kernel, Some(&bias), Flat::of(geometry)),
-                convolve::<3>(&dy, turned, None, flipped),
-                correlate::<3>(&dy, &x, Flat::of(geometry)),
-            ];
-            for (name, (found, expected)) in ["y", "dx", "dw"].into_iter().zip(found.iter().zip(&expected)) {
-                let largest = expected.iter().fold(0f64, |max, v| max.max(v.abs()));
-                let error = found.iter().zip(expected).fold(0f64, |max, (a, b)| max.max((f64::from(*a) - b).abs()));
-                assert!(error < 1e-6 * largest, "{name} of {images}x{h}x{w}x{c} to {out}: {:e}", error / largest);
+            let check = |found: [Vec<f32>; 3], bound: f64| {
+                for (name, (found, expected)) in ["y", "dx", "dw"].into_iter().zip(found.iter().zip(&expected)) {
+                    let largest = expected.iter().fold(0f64, |max, v| max.max(v.abs()));
+                    let error = found.iter().zip(expected).fold(0f64, |max, (a, b)| max.max((f64::from(*a) - b).abs()));
+                    assert!(error < bound * largest, "{name} of {images}x{h}x{w}x{c} to {out}: {:e}", error / largest);
+                }
+            };
+            let flat = Flat::of(geometry);
+            macro_rules! all {
+                ($planes:literal) => {
+                    [
+                        convolve::<$planes>(&x, kernel, Some(&bias), flat),
+                        convolve::<$planes>(&dy, turned, None, flipped),
+                        correlate::<$planes>(&dy, &x, flat),
+                    ]
+                };
             }
+            check(all!(3), 1e-6);
+            check(all!(2), 1e-4);
+            check(all!(1), 2e-2);
         }
     }
 }
