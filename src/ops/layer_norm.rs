@@ -66,10 +66,16 @@ fn sum<T: Real>(n: usize, f: impl Fn(usize) -> T) -> T {
             *sum += f(first + lane);
         }
     }
-    let mut total = T::ZERO;
-    for lane in lanes {
-        total += lane;
+    // By halves: one after the other, each addition would wait for the last.
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            let other = lanes[lane + width];
+            lanes[lane] += other;
+        }
+        width /= 2;
     }
+    let mut total = lanes[0];
     for i in whole..n {
         total += f(i);
     }

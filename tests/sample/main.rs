@@ -326,3 +326,23 @@ fn the_model_folder_may_name_its_scale() {
     assert_eq!(scale("own", &[]), Some(1.5));
     assert_eq!(scale("flag", &["--scale", "4"]), Some(4.0));
 }
+
+/// On CPUs without a tile unit the two are the same.
+#[test]
+fn bf16_gives_nearly_the_same_latents_and_says_so() {
+    let room = Room::new();
+    let toy = at("toy.png");
+    let run = |dtype: &str| {
+        let latents = room.path(&format!("{dtype}.safetensors"));
+        let flags = ["--ref", &toy, "--prompt", "a cat", "--seed", "5", "--save-latents", &latents, "--dtype", dtype];
+        let paths = room.pictures(dtype, &flags);
+        assert_eq!(settings_of(&paths[0])["dtype"], dtype);
+        let latents = read_safetensors(Path::new(&latents)).expect("saved latents").remove("latents").expect("latents");
+        latents.flatten_all().expect("values").to_vec1::<f32>().expect("f32")
+    };
+    let (single, half) = (run("f32"), run("bf16"));
+    let square = |values: &[f32]| values.iter().map(|v| f64::from(v * v)).sum::<f64>();
+    let difference: Vec<f32> = single.iter().zip(&half).map(|(a, b)| a - b).collect();
+    let relative = (square(&difference) / square(&single)).sqrt();
+    assert!(relative < 2e-2, "{relative:e}"); // design: bf16 against f32
+}

@@ -145,57 +145,57 @@ impl Registers {
             output!(1, "tmm1");
             output!(2, "tmm2");
             output!(3, "tmm3");
-            for &(left_offset, right_offset) in steps {
-                let load_left = |plane: usize| {
-                    let offset = left_offset + plane * left.plane_stride;
-                    load!("tmm4", left.starts[0].wrapping_add(offset), left.row_stride);
-                    if H == 2 {
-                        load!("tmm5", left.starts[1].wrapping_add(offset), left.row_stride);
-                    }
-                };
-                let load_right = |plane: usize| {
-                    let offset = right_offset + plane * right.plane_stride;
-                    load!("tmm6", right.starts[0].wrapping_add(offset), right.row_stride);
-                    if W == 2 {
-                        load!("tmm7", right.starts[1].wrapping_add(offset), right.row_stride);
-                    }
-                };
-                let multiply = || {
-                    dot!("tmm0", "tmm4", "tmm6");
-                    if W == 2 {
-                        dot!("tmm1", "tmm4", "tmm7");
-                    }
-                    if H == 2 {
-                        dot!("tmm2", "tmm5", "tmm6");
-                    }
-                    if H == 2 && W == 2 {
-                        dot!("tmm3", "tmm5", "tmm7");
-                    }
-                };
-                // Each change of planes loads one side only.
-                load_left(0);
+            let load_left = |step: Step, plane: usize| {
+                let offset = step.0 + plane * left.plane_stride;
+                load!("tmm4", left.starts[0].wrapping_add(offset), left.row_stride);
+                if H == 2 {
+                    load!("tmm5", left.starts[1].wrapping_add(offset), left.row_stride);
+                }
+            };
+            let load_right = |step: Step, plane: usize| {
+                let offset = step.1 + plane * right.plane_stride;
+                load!("tmm6", right.starts[0].wrapping_add(offset), right.row_stride);
+                if W == 2 {
+                    load!("tmm7", right.starts[1].wrapping_add(offset), right.row_stride);
+                }
+            };
+            let multiply = || {
+                dot!("tmm0", "tmm4", "tmm6");
+                if W == 2 {
+                    dot!("tmm1", "tmm4", "tmm7");
+                }
+                if H == 2 {
+                    dot!("tmm2", "tmm5", "tmm6");
+                }
+                if H == 2 && W == 2 {
+                    dot!("tmm3", "tmm5", "tmm7");
+                }
+            };
+            // The small products of all steps come first: added to sums that are still small they lose next to nothing, and
+            // what rounding is left is that of one product. Each change of planes loads one side only.
+            for &step in steps.iter().take(if PLANES == 1 { 0 } else { steps.len() }) {
+                load_left(step, 0);
                 if PLANES == 3 {
-                    load_right(2);
+                    load_right(step, 2);
                     multiply();
                 }
-                if PLANES >= 2 {
-                    load_right(1);
+                load_right(step, 1);
+                multiply();
+                load_left(step, 1);
+                if PLANES == 3 {
                     multiply();
                 }
-                load_right(0);
+                load_right(step, 0);
                 multiply();
                 if PLANES == 3 {
-                    load_left(2);
+                    load_left(step, 2);
                     multiply();
                 }
-                if PLANES >= 2 {
-                    load_left(1);
-                    multiply();
-                }
-                if PLANES == 3 {
-                    load_right(1);
-                    multiply();
-                }
+            }
+            for &step in steps {
+                load_left(step, 0);
+                load_right(step, 0);
+                multiply();
             }
             store!(0, "tmm0");
             store!(1, "tmm1");
