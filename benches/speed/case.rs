@@ -99,6 +99,8 @@ pub enum Work {
         pass: Pass,
         #[serde(default)]
         dtype: Precision,
+        #[serde(default)]
+        checkpointing: bool,
     },
     /// The toybox recipe: loss, gradients, clipping, AdamW, averaged weights.
     TrainStep {

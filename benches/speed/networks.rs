@@ -27,8 +27,9 @@ use super::operations::Run;
 
 pub fn prepare(work: &Work) -> Result<Run> {
     match *work {
-        Work::Unet { model, sets, images, size, pass, dtype } => {
-            Ok(in_precision(dtype, unet(&files(model), SetShape::new(sets, images), size, pass)?))
+        Work::Unet { model, sets, images, size, pass, dtype, checkpointing } => {
+            let shape = SetShape::new(sets, images);
+            Ok(in_precision(dtype, unet(&files(model), shape, size, (pass, checkpointing))?))
         }
         Work::TrainStep { images, set_size, dtype } => Ok(in_precision(dtype, train_step(images, set_size)?)),
         Work::VaeDecode { images, size } => vae_decode(images, size),
@@ -82,12 +83,15 @@ fn normal(index: u64, shape: &[usize]) -> Result<Tensor> {
     Ok(Rng::new(0, "bench", index).normal_tensor(shape)?)
 }
 
-fn unet(files: &Files, shape: SetShape, size: usize, pass: Pass) -> Result<Run> {
+fn unet(files: &Files, shape: SetShape, size: usize, (pass, checkpointing): (Pass, bool)) -> Result<Run> {
     let config: UnetConfig = files.json("unet/config.json")?;
     let text: TextConfig = files.json("text_encoder/config.json")?;
     let (mut unet, mut vars) = JointUnet::new(&config, fresh())?;
     if pass == Pass::Forward {
         unet = JointUnet::new(&config, frozen(std::mem::take(&mut vars)))?.0;
+    }
+    if checkpointing {
+        unet = unet.checkpointed();
     }
     let side = size / 8;
     let context_shape = [shape.total(), text.max_position_embeddings, config.cross_attention_dim];

@@ -90,6 +90,8 @@ def precision_of(case):
 def unet(case):
     is_forward = case["pass"] == "forward"
     network = unet_of(case["model"], case["images"]).train(not is_forward).requires_grad_(not is_forward)
+    if case.get("checkpointing"):
+        network.enable_gradient_checkpointing()
     total, side = case["sets"] * case["images"], case["size"] // 8
     picture = torch.randn(total, network.config.in_channels, side, side)
     tokens = config(case["model"], "text_encoder").get("max_position_embeddings", 77)

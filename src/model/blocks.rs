@@ -1,6 +1,8 @@
 //! The levels of the U-Net: residual blocks, spatial transformers where the level has them, and the way to the next
 //! resolution (diffusers `DownBlock2D`, `CrossAttnDownBlock2D`, `UNetMidBlock2DCrossAttn`, `UpBlock2D`, `CrossAttnUpBlock2D`).
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result};
 use candle_core::{Result as CandleResult, Tensor};
 
@@ -58,7 +60,18 @@ struct Stage {
 }
 
 impl Stage {
-    fn forward(&self, x: &Tensor, conditioning: &Conditioning) -> CandleResult<Tensor> {
+    fn forward(self: &Arc<Self>, x: &Tensor, conditioning: &Conditioning) -> CandleResult<Tensor> {
+        if !conditioning.is_checkpointed {
+            return self.compute(x, conditioning);
+        }
+        let (stage, coupled_images) = (self.clone(), conditioning.coupled_images);
+        ops::checkpoint([x, &conditioning.time, &conditioning.context], move |[x, time, context]| {
+            let (time, context) = (time.clone(), context.clone());
+            stage.compute(x, &Conditioning { time, context, coupled_images, is_checkpointed: false })
+        })
+    }
+
+    fn compute(&self, x: &Tensor, conditioning: &Conditioning) -> CandleResult<Tensor> {
         let hidden = self.resnet.forward(x, Some(&conditioning.time))?;
         match &self.attention {
             Some(attention) => attention.forward(&hidden, conditioning),
@@ -68,7 +81,7 @@ impl Stage {
 }
 
 pub struct DownBlock {
-    stages: Vec<Stage>,
+    stages: Vec<Arc<Stage>>,
     downsample: Option<Downsample>,
 }
 
@@ -79,7 +92,7 @@ impl DownBlock {
         for index in 0..shape.resnets {
             let inputs = if index == 0 { shape.inputs } else { shape.outputs };
             let resnet = shape.resnet(params, index, inputs)?;
-            stages.push(Stage { resnet, attention: shape.transformer(params, index)? });
+            stages.push(Arc::new(Stage { resnet, attention: shape.transformer(params, index)? }));
             skips.push(shape.outputs);
         }
         let downsample = match shape.resample {
@@ -112,16 +125,16 @@ impl DownBlock {
 
 /// Residual, transformer, residual at the lowest resolution.
 pub struct MidBlock {
-    first: Stage,
-    second: Stage,
+    first: Arc<Stage>,
+    second: Arc<Stage>,
 }
 
 impl MidBlock {
     pub fn new(params: &Params, shape: &LevelShape) -> Result<Self> {
         let attention = shape.transformer(params, 0)?;
         Ok(Self {
-            first: Stage { resnet: shape.resnet(params, 0, shape.inputs)?, attention },
-            second: Stage { resnet: shape.resnet(params, 1, shape.outputs)?, attention: None },
+            first: Arc::new(Stage { resnet: shape.resnet(params, 0, shape.inputs)?, attention }),
+            second: Arc::new(Stage { resnet: shape.resnet(params, 1, shape.outputs)?, attention: None }),
         })
     }
 
@@ -133,7 +146,7 @@ impl MidBlock {
 }
 
 pub struct UpBlock {
-    stages: Vec<Stage>,
+    stages: Vec<Arc<Stage>>,
     upsample: Option<Upsample>,
 }
 
@@ -145,7 +158,7 @@ impl UpBlock {
             let hidden = if index == 0 { shape.inputs } else { shape.outputs };
             let skip = skips.pop().context("unet config: more up stages than down stages")?;
             let resnet = shape.resnet(params, index, hidden + skip)?;
-            stages.push(Stage { resnet, attention: shape.transformer(params, index)? });
+            stages.push(Arc::new(Stage { resnet, attention: shape.transformer(params, index)? }));
         }
         let upsample = match shape.resample {
             true => Some(Upsample::new(params, shape.outputs)?),

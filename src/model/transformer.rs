@@ -15,6 +15,8 @@ pub struct Conditioning {
     pub context: Tensor,
     /// n: the images that one self-attention spans; 1 leaves every image to itself.
     pub coupled_images: usize,
+    /// Stages keep their inputs alone and are computed again for their gradients.
+    pub is_checkpointed: bool,
 }
 
 /// Widths of a spatial transformer.

@@ -25,6 +25,7 @@ pub struct JointUnet {
     conv_norm_out: GroupNorm,
     conv_out: Conv,
     coupled: bool,
+    checkpointed: bool,
 }
 
 impl JointUnet {
@@ -102,6 +103,7 @@ impl JointUnet {
             conv_out: Conv::residual(&params.pp("conv_out"), (widths[0], config.out_channels))?,
             config: config.clone(),
             coupled: true,
+            checkpointed: false,
         })
     }
 
@@ -113,6 +115,11 @@ impl JointUnet {
     /// The same network with self-attention inside each image only: the ablation that must lose the subject.
     pub fn uncoupled(self) -> Self {
         Self { coupled: false, ..self }
+    }
+
+    /// The same network, which keeps less for its gradients and computes its stages twice ([`ops::checkpoint`]).
+    pub fn checkpointed(self) -> Self {
+        Self { checkpointed: true, ..self }
     }
 
     /// Predicts the noise (or velocity) of every image of every set.
@@ -145,6 +152,7 @@ impl JointUnet {
             time: self.time_embedding(timesteps, shape, input.dtype())?,
             context: context.clone(),
             coupled_images: if self.coupled { shape.images } else { 1 },
+            is_checkpointed: self.checkpointed,
         };
         let mut hidden = self.conv_in.forward(&ops::to_channels_last(input)?)?; // [b·n, h, w, c]
         let mut skips = vec![hidden.clone()];

@@ -5,6 +5,7 @@
 //! in place, each is dropped as soon as it is used, and with it the activations that no operation ahead needs. Only
 //! operations of `ops` can be followed (`tape`); one that is not ours is an error, never a lost gradient.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet, hash_map::Entry};
 
 use candle_core::{Device, Result, Tensor, TensorId, bail};
@@ -12,6 +13,16 @@ use candle_core::{Device, Result, Tensor, TensorId, bail};
 use super::elementwise::{add_in_place, sum};
 use super::graft::on_cpu;
 use super::tape::{Node, Origin, origin, watch};
+
+thread_local! {
+    /// Gradients of variables that no operation of the graph has for an input: a checkpointed part's parameters.
+    static LEFT: RefCell<Vec<(TensorId, Tensor)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// For the pass under way on this thread: adds gradients that an operation's backward function found beside its inputs'.
+pub fn leave_for_parameters(gradients: Gradients) {
+    LEFT.with_borrow_mut(|left| left.extend(gradients.0));
+}
 
 /// Gradients of variables.
 pub struct Gradients(HashMap<TensorId, Tensor>);
@@ -65,11 +76,21 @@ pub fn backward_from(output: Tensor, gradient: Tensor) -> Result<Gradients> {
 
 /// Candle's backward pass, for the variables alone.
 pub fn by_candle(output: &Tensor, gradient: &Tensor) -> Result<Gradients> {
+    LEFT.take();
     let mut store = (output * gradient)?.sum_all()?.backward()?;
     let variables = output.sorted_nodes().into_iter().filter(|node| node.is_variable());
     // Detached: Candle's gradients can have a history of their own, which would keep the graph alive.
     let gradients = variables.filter_map(|node| Some((node.id(), store.remove(node)?.detach())));
-    Ok(Gradients(gradients.collect()))
+    let mut gradients: HashMap<TensorId, Tensor> = gradients.collect();
+    for (id, gradient) in LEFT.take() {
+        match gradients.entry(id) {
+            Entry::Vacant(place) => {
+                place.insert(gradient);
+            }
+            Entry::Occupied(mut place) => *place.get_mut() = (place.get() + gradient)?,
+        }
+    }
+    Ok(Gradients(gradients))
 }
 
 /// `observe` learns after each operation how many gradients are held.
@@ -120,8 +141,13 @@ impl Held {
     fn through(&mut self, node: &Node, output: &Tensor, gradient: Gradient) -> Result<()> {
         let inputs: Vec<&Tensor> = node.inputs.iter().collect();
         let given = gradient.tensor;
+        let outer = LEFT.take();
         let (gradients, made) = watch(|| (node.backward)(&inputs, output, &given));
+        let left = LEFT.replace(outer);
         let gradients = gradients?;
+        for (id, tensor) in left {
+            self.add(id, Gradient { tensor, is_own: false })?;
+        }
         if gradients.len() != inputs.len() {
             bail!("{}: {} gradients for {} inputs", node.name, gradients.len(), inputs.len());
         }

@@ -1,5 +1,6 @@
-//! Two-dimensional convolution, channel-last: by Winograd (`winograd`) or for many weights at few positions (`conv_wide`)
-//! where these suit, else here as matrix products over tiles of unfolded rows (im2col).
+//! Two-dimensional convolution, channel-last: for many weights at few positions (`conv_wide`), on the tile unit
+//! (`tiles::conv`) or by Winograd (`winograd`) where these suit, else here as matrix products over tiles of unfolded rows
+//! (im2col).
 //!
 //! A tile of output positions is unfolded into `[positions, k·k·c]` in a buffer that stays in the cache and multiplied
 //! with the weight repacked as `[k·k·c, out]`; no unfolded picture is ever kept. The input's gradient at stride 1 is

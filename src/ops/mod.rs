@@ -4,13 +4,14 @@
 //! [`backward()`] and for Candle's own backward pass, which is the reference in tests. On the CPU [`backward()`] follows
 //! nothing but the operations of this room: trainable code takes its additions and reshapes from here too.
 //!
-//! On the CPU they are kernels in f32 or f64, multi-threaded, their matrix products done by the `gemm` crate; on other
-//! devices compositions of Candle's differentiable primitives. `finite_differences.rs` holds the kernels' gradients to
+//! On the CPU they are kernels in f32 or f64, multi-threaded, their matrix products done on the tile unit where a machine
+//! has one (`tiles`), else by the `gemm` crate; on other devices compositions of Candle's differentiable primitives. `finite_differences.rs` holds the kernels' gradients to
 //! central differences in f64, `twins.rs` the compositions to the kernels, `tests/parity.rs` the kernels to PyTorch, and
 //! `gradient_flow.rs` the backward pass to its promises.
 
 mod backward;
 mod buffer;
+mod checkpoint;
 mod graft;
 mod lanes;
 mod memory;
@@ -43,6 +44,7 @@ pub use activation::{geglu, gelu, quick_gelu, silu};
 pub use adamw::{AdamW, Moments};
 pub use attention::{Mask, attention};
 pub use backward::{Gradients, backward, backward_from};
+pub use checkpoint::checkpoint;
 pub use conv::{Conv2d, conv2d};
 pub use elementwise::{abs, add, affine, clamp, exp, mul, square, sub};
 pub use embedding::embed;

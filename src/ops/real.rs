@@ -176,7 +176,8 @@ pub enum Output {
     Add,
 }
 
-/// `out [m, n] (+)= scale · a [m, k] · b [k, n]`, on the calling thread: the sections of `parallel` share out the work.
+/// `out [m, n] (+)= scale · a [m, k] · b [k, n]`, on the calling thread: the sections of `parallel` share out the work. On the
+/// tile unit where that pays, else by the `gemm` crate.
 ///
 /// # Safety
 /// The three matrices must lie inside their allocations for these sizes, and no other thread may touch `out`'s elements.

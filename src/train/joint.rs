@@ -89,6 +89,7 @@ impl JointObjective {
             ),
         };
         let (unet, unet_vars) = JointUnet::new(&unet_config, unet_start.params)?;
+        let unet = if config.run.gradient_checkpointing { unet.checkpointed() } else { unet };
         let (text, text_vars) = TextEncoder::new(&text_config, text_params)?;
         let mut vars = NamedVars::new();
         merge(&mut vars, "unet", unet_vars);

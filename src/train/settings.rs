@@ -209,6 +209,9 @@ pub struct RunConfig {
     /// How exactly matrix products are computed on a CPU with a tile unit.
     #[serde(default)]
     pub matmul_precision: Precision,
+    /// Keep less for the gradients and compute the U-Net's stages twice: slower, in less memory.
+    #[serde(default)]
+    pub gradient_checkpointing: bool,
     /// Steps between validations; 0: none.
     #[serde(default = "default_every")]
     pub validate_every: u64,

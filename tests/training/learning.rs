@@ -58,6 +58,25 @@ fn our_backward_pass_gives_candles_gradients() {
     }
 }
 
+#[test]
+fn checkpointing_gives_the_gradients_of_the_whole_graph() {
+    let world = World::new();
+    let gradients = |settings: &[&str]| {
+        let mut objective = world.objective(&world.config(ObjectiveKind::Joint, settings)).unwrap();
+        let gradients = ops::backward(objective.loss(0).expect("a loss")).expect("gradients");
+        assert_eq!(gradients.len(), objective.parameters().len());
+        let own = objective.parameters().iter().map(|(name, parameter)| {
+            (name.clone(), gradients.get(parameter).unwrap_or_else(|| panic!("{name} has no gradient")).clone())
+        });
+        own.collect::<Vec<_>>()
+    };
+    let (whole, again) = (gradients(&[]), gradients(&["run.gradient_checkpointing=true"]));
+    for ((name, whole), (_, again)) in whole.iter().zip(&again).filter(|((name, _), _)| !is_bias_of_keys(name)) {
+        let gap = largest(&(whole - again).expect(name));
+        assert!(gap <= 1e-6 * largest(whole), "{name}: {gap} of {}", largest(whole));
+    }
+}
+
 /// Trains on the batch of step 0 alone; the losses.
 fn losses_on_one_batch(objective: &mut dyn Objective, optimizer: &mut Optimizer, steps: usize) -> Vec<f32> {
     let mut step = || {

@@ -73,7 +73,7 @@ unsafe fn matmul_in<T: Real>(
     (out, mode): (Matrix<*mut T>, Output),
 ) -> bool {
     // Rows do not count: a picture must get the same bits alone and in a batch.
-    let large = n.min(k) >= 8 && n * k >= 512;
+    let large = n.min(k) >= 8 && n * k >= 4096;
     if T::DTYPE != DType::F32 || out.column_stride != 1 || !large || !available() {
         return false;
     }
@@ -263,7 +263,7 @@ mod tests {
             return; // Every other test runs the portable products.
         }
         let shapes =
-            [(32, 32, 32), (16, 16, 64), (17, 33, 40), (200, 40, 1000), (8, 300, 129), (131, 8, 77), (70, 450, 450)];
+            [(32, 64, 64), (16, 16, 256), (17, 33, 140), (200, 40, 1000), (8, 300, 129), (131, 8, 770), (1, 450, 450)];
         for shape in shapes {
             for (precision, bound) in [(Precision::Highest, 3e-7), (Precision::High, 2e-5), (Precision::Medium, 5e-3)] {
                 let error = largest_error(shape, precision);

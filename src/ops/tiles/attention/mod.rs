@@ -54,7 +54,8 @@ pub struct Sizes {
 
 impl Sizes {
     fn suits<T: Real>(self) -> bool {
-        self.d >= 8 && self.l >= SIDE && self.s >= SIDE && T::DTYPE == candle_core::DType::F32 && available()
+        // With fewer keys (a prompt's), packing costs more than the unit gains.
+        self.d >= 8 && self.l >= SIDE && self.s >= 128 && T::DTYPE == candle_core::DType::F32 && available()
     }
     /// Rows of a head of a set as a factor: along the width of the head, or along the rows.
     fn factor(
