@@ -16,7 +16,7 @@ pub fn checkpoint<const N: usize>(
         return f(inputs);
     }
     let detached = inputs.map(Tensor::detach);
-    let output = f(detached.each_ref())?.detach();
+    let output = f(detached.each_ref())?;
     graft_tensor("checkpoint", &inputs, &output, move |inputs, _, gradient| {
         let leaves = inputs.iter().map(|input| Var::from_tensor(&input.detach())).collect::<Result<Vec<Var>>>()?;
         let output = f(std::array::from_fn(|i| leaves[i].as_tensor()))?;

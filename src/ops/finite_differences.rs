@@ -90,6 +90,9 @@ fn attention_self_cross_and_causal() {
     check(&[&[2, 5, 6], &[2, 5, 6], &[2, 5, 6]], |x| attention(&x[0], &x[1], &x[2], 2, Mask::None));
     check(&[&[1, 3, 4], &[1, 7, 4], &[1, 7, 4]], |x| attention(&x[0], &x[1], &x[2], 1, Mask::None));
     check(&[&[2, 4, 4], &[2, 4, 4], &[2, 4, 4]], |x| attention(&x[0], &x[1], &x[2], 2, Mask::Causal));
+    let bias = [0.3, f32::NEG_INFINITY, -0.5, 0.1, 1.0, 0.0, -1.0, f32::NEG_INFINITY, 0.2, 0.7, -0.2, 0.4];
+    let bias = Tensor::from_slice(&bias, (2, 2, 3), &Device::Cpu).unwrap();
+    check(&[&[2, 4, 4], &[2, 3, 4], &[2, 3, 4]], |x| attention(&x[0], &x[1], &x[2], 2, Mask::Biased(&bias)));
 }
 
 #[test]

@@ -5,9 +5,9 @@
 //! nothing but the operations of this room: trainable code takes its additions and reshapes from here too.
 //!
 //! On the CPU they are kernels in f32 or f64, multi-threaded, their matrix products done on the tile unit where a machine
-//! has one (`tiles`), else by the `gemm` crate; on other devices compositions of Candle's differentiable primitives. `finite_differences.rs` holds the kernels' gradients to
-//! central differences in f64, `twins.rs` the compositions to the kernels, `tests/parity.rs` the kernels to PyTorch, and
-//! `gradient_flow.rs` the backward pass to its promises.
+//! has one (`tiles`), else by the `gemm` crate; on other devices compositions of Candle's differentiable primitives.
+//! `finite_differences.rs` holds the kernels' gradients to central differences in f64, `twins.rs` the compositions to the
+//! kernels, `tests/parity.rs` the kernels to PyTorch, and `gradient_flow.rs` the backward pass to its promises.
 
 mod backward;
 mod buffer;
@@ -52,7 +52,7 @@ pub use group_norm::{Activation, Groups, group_norm};
 pub use layer_norm::layer_norm;
 pub use linear::{add_per_image, linear};
 pub use memory::{fit_threads, keep_freed_memory};
-pub use precision::{Precision, matmul_precision, set_matmul_precision};
+pub use precision::{Precision, set_matmul_precision};
 pub use resample::upsample2x;
 pub use shape::{concat, narrow, repeat_rows, reshape, to_channels_first, to_channels_last};
 pub use sums::{global_norm, mean_all};

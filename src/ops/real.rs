@@ -26,6 +26,12 @@ pub trait Real:
     fn greater(self, other: Self) -> Self;
 }
 
+/// ln 2 in two pieces, the first with few bits, so that n·ln 2 is exact enough.
+pub const LN_2_PIECES: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+/// Coefficients 1/k! of exp's Taylor polynomial of degree 7, the highest first.
+pub const EXP_TAYLOR: [f32; 8] =
+    [1.984_127e-4, 1.388_889e-3, 8.333_334e-3, 4.166_666_7e-2, 1.666_666_7e-1, 0.5, 1.0, 1.0];
+
 impl Real for f64 {
     const ZERO: f64 = 0.0;
     const ONE: f64 = 1.0;
@@ -61,10 +67,9 @@ impl Real for f32 {
         let x = self.clamp(-87.0, 88.0);
         let rounded = x * std::f32::consts::LOG2_E + ROUND;
         let n = rounded - ROUND;
-        // ln 2 in two pieces, the first with few bits, so that n·ln2 is exact enough.
-        let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
-        let mut p = 1.984_127e-4_f32;
-        for c in [1.388_889e-3, 8.333_334e-3, 4.166_666_7e-2, 1.666_666_7e-1, 0.5, 1.0, 1.0] {
+        let r = (x - n * LN_2_PIECES[0]) - n * LN_2_PIECES[1];
+        let mut p = EXP_TAYLOR[0];
+        for c in &EXP_TAYLOR[1..] {
             p = p * r + c;
         }
         let power = rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23; // of two, 2ⁿ

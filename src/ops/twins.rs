@@ -62,6 +62,9 @@ fn attention_self_cross_and_causal() {
     check("cross", qkv(20, 7, 16), 2, Mask::None);
     check("two keys", qkv(5, 2, 4), 2, Mask::None);
     check("causal", qkv(23, 23, 8), 2, Mask::Causal);
+    let hidden = |i: usize| if i % 5 == 1 { f32::NEG_INFINITY } else { (i as f32).sin() };
+    let bias = Tensor::from_vec((0..2 * 4 * 20).map(hidden).collect(), (2, 4, 20), &Device::Cpu).unwrap();
+    check("biased", qkv(20, 20, 8), 2, Mask::Biased(&bias));
 }
 
 #[test]

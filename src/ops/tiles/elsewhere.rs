@@ -34,21 +34,14 @@ pub mod conv {
 }
 
 pub mod attention {
+    use crate::ops::attention::Sizes;
     use crate::ops::real::Real;
 
-    pub struct Sizes {
-        pub b: usize,
-        pub l: usize,
-        pub s: usize,
-        pub heads: usize,
-        pub d: usize,
-    }
-
-    pub fn forward<T: Real>(_: &[T], _: &[T], _: &[T], _: Sizes) -> Option<(Vec<T>, Vec<T>)> {
+    pub fn forward<T: Real>(_: &[T], _: &[T], _: &[T], _: Option<&[T]>, _: Sizes) -> Option<(Vec<T>, Vec<T>)> {
         None
     }
 
-    pub fn backward<T: Real>(_: [&[T]; 5], _: &[T], _: Sizes) -> Option<[Vec<T>; 3]> {
+    pub fn backward<T: Real>(_: [&[T]; 5], _: &[T], _: Option<&[T]>, _: Sizes) -> Option<[Vec<T>; 3]> {
         None
     }
 }

@@ -22,13 +22,14 @@ use std::cell::RefCell;
 use candle_core::DType;
 
 use self::pack::{Factor, Side, Sum};
-use self::unit::available;
-use self::unit::{Registers, Step, Tiles};
+use self::unit::{Registers, Step, Tiles, available};
 use super::precision::{Precision, matmul_precision};
 use super::real::{Matrix, Output, Real};
 
 /// Rows or columns of an output tile.
 const SIDE: usize = 16;
+/// Lines of 64 bytes in a tile.
+const LINES: usize = 16;
 
 /// One tile as it lies in memory.
 #[derive(Clone, Copy)]

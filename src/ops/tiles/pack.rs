@@ -3,7 +3,8 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{SIDE, Tile};
+use super::memory::Line;
+use super::{LINES, SIDE, Tile};
 
 /// How the places along a sum are cut up: `blocks` of `pairs` pairs.
 #[derive(Clone, Copy)]
@@ -18,6 +19,11 @@ impl Sum {
     pub fn of(k: usize) -> Self {
         let blocks = k.div_ceil(32);
         Self { k, pairs: k.div_ceil(2 * blocks), blocks }
+    }
+
+    /// Blocks of whole tiles, the last one filled up.
+    pub fn in_tiles(k: usize) -> Self {
+        Self { k, pairs: SIDE, blocks: k.div_ceil(2 * SIDE) }
     }
 }
 
@@ -79,28 +85,14 @@ impl Factor {
         let start = self.start.wrapping_add(first * self.across + place * self.along);
         let starts = [start, start.wrapping_add(sum.pairs * self.along)];
         // What lies beyond `count` and `k` is masked out.
-        let mask = |lanes: usize| ((1u32 << lanes) - 1) as u16;
         let (rows, row_stride, lane_stride) = match self.side {
             Side::Left => ([count; 2], self.across, self.along),
             Side::Right => (places, self.along, self.across),
         };
         let masks = match self.side {
-            Side::Left => places.map(mask),
-            Side::Right => [mask(count); 2],
+            Side::Left => places.map(first_lanes),
+            Side::Right => [first_lanes(count); 2],
         };
-        // A macro: a closure is not sure to be inlined, and calling it would send every vector through memory.
-        macro_rules! store {
-            ($row:expr, $low:expr, $high:expr) => {
-                let (mut low, mut high) = (_mm512_mul_ps($low, scale), _mm512_mul_ps($high, scale));
-                for plane in to.iter_mut().take(PLANES) {
-                    let (l, h) = (rounded(low), rounded(high));
-                    // SAFETY: a tile has 16 rows of 64 bytes, and begins at a multiple of 64.
-                    unsafe { _mm512_store_si512(plane.0.as_mut_ptr().add($row * SIDE).cast(), paired(l, h)) };
-                    low = _mm512_sub_ps(low, _mm512_castsi512_ps(l));
-                    high = _mm512_sub_ps(high, _mm512_castsi512_ps(h));
-                }
-            };
-        }
         if lane_stride == 1 {
             for row in 0..if self.side == Side::Left { count } else { sum.pairs } {
                 let load = |half: usize| {
@@ -109,7 +101,9 @@ impl Factor {
                     // SAFETY: the caller's contract; lanes beyond are masked out.
                     unsafe { _mm512_maskz_loadu_ps(mask, starts[half].wrapping_add(row * row_stride)) }
                 };
-                store!(row, load(0), load(1));
+                let (low, high) = (_mm512_mul_ps(load(0), scale), _mm512_mul_ps(load(1), scale));
+                // SAFETY: a tile has 16 rows.
+                unsafe { store_row::<PLANES>(low, high, to, row) };
             }
             return;
         }
@@ -121,7 +115,7 @@ impl Factor {
         let halves = unsafe {
             [0, 1].map(|half| {
                 if row_stride == 1 {
-                    columns(starts[half], (lanes[half], lane_stride), mask(rows[half]))
+                    columns(starts[half], (lanes[half], lane_stride), first_lanes(rows[half]))
                 } else {
                     scattered(starts[half], (rows[half], row_stride), lane_stride, masks[half])
                 }
@@ -129,9 +123,15 @@ impl Factor {
         };
         let rows = halves[0].into_iter().zip(halves[1]).enumerate();
         for (row, (low, high)) in rows.take(if self.side == Side::Left { SIDE } else { sum.pairs }) {
-            store!(row, low, high);
+            // SAFETY: a tile has 16 rows.
+            unsafe { store_row::<PLANES>(_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale), to, row) };
         }
     }
+}
+
+/// A mask of the first `lanes` of 16 lanes.
+pub fn first_lanes(lanes: usize) -> u16 {
+    ((1u32 << lanes) - 1) as u16
 }
 
 /// Rows of 16 lanes from memory in which lanes are `stride` apart and rows side by side.
@@ -166,16 +166,34 @@ unsafe fn scattered(
     vectors
 }
 
-/// Calls `f(plane, pairs)` with the bf16 planes of two vectors, the first in the lower halves of the lanes.
+/// Writes the bf16 planes of two vectors, the first in the lower halves of the lanes, a line each, `plane_stride` lines
+/// apart.
+///
+/// # Safety
+/// These lines are the caller's to write.
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub fn split<const PLANES: usize>(mut low: __m512, mut high: __m512, mut f: impl FnMut(usize, __m512i)) {
+pub unsafe fn store_planes<const PLANES: usize>(mut low: __m512, mut high: __m512, to: *mut Line, plane_stride: usize) {
     for plane in 0..PLANES {
         let (l, h) = (rounded(low), rounded(high));
-        f(plane, paired(l, h));
+        let pairs = _mm512_or_si512(_mm512_srli_epi32::<16>(l), h);
+        // SAFETY: the caller's contract; a line is 64 bytes at a multiple of 64.
+        unsafe { _mm512_store_si512(to.add(plane * plane_stride).cast(), pairs) };
         low = _mm512_sub_ps(low, _mm512_castsi512_ps(l));
         high = _mm512_sub_ps(high, _mm512_castsi512_ps(h));
     }
+}
+
+/// [`store_planes`] into a row of a tile of every plane.
+///
+/// # Safety
+/// There are `PLANES` tiles and the row is one of 16.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub unsafe fn store_row<const PLANES: usize>(low: __m512, high: __m512, tiles: &mut [Tile], row: usize) {
+    debug_assert!(tiles.len() >= PLANES && row < SIDE);
+    // SAFETY: the caller's contract; tiles are lines side by side.
+    unsafe { store_planes::<PLANES>(low, high, tiles.as_mut_ptr().cast::<Line>().add(row), LINES) };
 }
 
 /// Calls `f(plane, values)` with the bf16 planes of one vector.
@@ -189,17 +207,10 @@ pub fn split_one<const PLANES: usize>(mut values: __m512, mut f: impl FnMut(usiz
     }
 }
 
-/// The upper halves of both, the first's in the lower halves of the lanes.
-#[target_feature(enable = "avx512f")]
-#[inline]
-pub fn paired(low: __m512i, high: __m512i) -> __m512i {
-    _mm512_or_si512(_mm512_srli_epi32::<16>(low), high)
-}
-
 /// The nearest bf16 (halves away from zero), in the upper half of each lane, the lower half 0.
 #[target_feature(enable = "avx512f")]
 #[inline]
-pub fn rounded(values: __m512) -> __m512i {
+fn rounded(values: __m512) -> __m512i {
     let up = _mm512_add_epi32(_mm512_castps_si512(values), _mm512_set1_epi32(0x8000));
     _mm512_and_si512(up, _mm512_set1_epi32(0xffff_0000_u32 as i32))
 }

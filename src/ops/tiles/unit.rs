@@ -111,7 +111,7 @@ impl Registers {
     /// # Safety
     /// All tiles lie inside their allocations.
     #[inline]
-    pub unsafe fn multiply<const PLANES: usize, const H: usize, const W: usize>(
+    unsafe fn multiply<const PLANES: usize, const H: usize, const W: usize>(
         &self,
         steps: &[Step],
         left: Tiles,

@@ -1,23 +1,30 @@
 //! The gradients, from scores computed again block by block.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::super::memory::unwritten_lines;
-use super::super::pack::{Side, Sum, transposed};
+use super::super::pack::{Side, Sum, store_row, transposed};
 use super::super::unit::{Registers, Tiles};
 use super::super::{SIDE, Tile};
-use super::{Along, KEYS, PITCH, Packed, ROWS, Sizes, exp, multiply_into, outputs, steps, store_split};
+use super::{Along, KEYS, PITCH, Packed, ROWS, exp, multiply_into, outputs, steps};
+use crate::ops::attention::Sizes;
 use crate::ops::buffer::unwritten;
 use crate::ops::parallel::{self, Disjoint};
 
-pub fn backward_heads<const PLANES: usize>(inputs: [&[f32]; 5], kept: &[f32], sizes: Sizes) -> [Vec<f32>; 3] {
+/// `kept` are the logarithms of the denominators, beside the scores' bias.
+pub fn backward_heads<const PLANES: usize>(
+    inputs: [&[f32]; 5],
+    (kept, bias): (&[f32], Option<&[f32]>),
+    sizes: Sizes,
+) -> [Vec<f32>; 3] {
     let [q, k, ..] = inputs;
     let mut gradients = [unwritten(q.len()), unwritten(k.len()), unwritten(k.len())];
     let places = gradients.each_mut().map(|gradient| Disjoint::new(gradient));
     parallel::map(sizes.b * sizes.heads, 1, |heads| {
         for at in heads {
             // SAFETY: the unit is there; this head's gradients are this thread's.
-            unsafe { backward_head::<PLANES>(inputs, &kept[at * sizes.l..][..sizes.l], sizes, at, &places) };
+            unsafe { backward_head::<PLANES>(inputs, (&kept[at * sizes.l..][..sizes.l], bias), sizes, at, &places) };
         }
     });
     gradients
@@ -27,7 +34,7 @@ pub fn backward_heads<const PLANES: usize>(inputs: [&[f32]; 5], kept: &[f32], si
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn backward_head<const PLANES: usize>(
     [q, k, v, o, dy]: [&[f32]; 5],
-    kept: &[f32],
+    (kept, bias): (&[f32], Option<&[f32]>),
     sizes: Sizes,
     at: usize,
     [dq_at, dk_at, dv_at]: &[Disjoint<f32>; 3],
@@ -36,7 +43,7 @@ unsafe fn backward_head<const PLANES: usize>(
     let (sum, columns) = (Sum::of(d), sizes.columns());
     let width = columns * SIDE;
     let rows = l.div_ceil(SIDE);
-    let along_queries = Sum { k: l, pairs: SIDE, blocks: l.div_ceil(32) };
+    let along_queries = Sum::in_tiles(l);
     // SAFETY (all blocks): the unit is there, factors lie inside the caller's slices, tiles inside their buffers.
     let pack = |values: &[f32], (rows, range), along, side, sum, scale| unsafe {
         Packed::new::<PLANES>(sizes.factor(values, (rows, at), range, along, side), sum, scale)
@@ -59,7 +66,7 @@ unsafe fn backward_head<const PLANES: usize>(
     let (width_steps, one_step) = (steps::<PLANES>(sum.blocks), steps::<PLANES>(1));
     for first in (0..s).step_by(KEYS) {
         let keys = first..s.min(first + KEYS);
-        let along_keys = Sum { k: keys.len(), pairs: SIDE, blocks: keys.len().div_ceil(32) };
+        let along_keys = Sum::in_tiles(keys.len());
         let padded = along_keys.blocks * 32;
         let k_right = pack(k, (s, keys.clone()), Along::Width, Side::Right, sum, 1.0);
         let v_right = pack(v, (s, keys.clone()), Along::Width, Side::Right, sum, 1.0);
@@ -74,6 +81,10 @@ unsafe fn backward_head<const PLANES: usize>(
                 for r in 0..ROWS * SIDE {
                     let query = row * SIDE + r;
                     let (p, ds) = (&mut p[r * PITCH..][..padded], &mut ds[r * PITCH..][..padded]);
+                    if let Some(bias) = bias.filter(|_| query < l) {
+                        let own = sizes.bias_of(bias, (at, query), &keys);
+                        p.iter_mut().zip(own).for_each(|(score, bias)| *score += bias);
+                    }
                     let statistics = (query < l).then(|| (kept[query], dots[query]));
                     let tiles = (&mut ds_tiles[r / SIDE * along_keys.blocks * PLANES..], r % SIDE);
                     slopes_row::<PLANES>(p, ds, keys.len(), statistics, tiles);
@@ -100,18 +111,20 @@ unsafe fn backward_head<const PLANES: usize>(
                 }
             }
         }
-        for (i, key) in keys.enumerate() {
-            for (sums, to) in [(&dk, dk_at), (&dv, dv_at)] {
-                // SAFETY: this head's rows are the caller's to write.
-                let to = unsafe { std::slice::from_raw_parts_mut(to.at(sizes.start((s, at), key)), d) };
-                to.copy_from_slice(&sums[i * width..][..d]);
-            }
+        for (sums, to) in [(&dk, dk_at), (&dv, dv_at)] {
+            // SAFETY: this head's rows are the caller's to write.
+            unsafe { hand_out(sums, width, keys.clone(), |key| to.at(sizes.start((s, at), key)), d) };
         }
     }
-    for (query, sums) in dq.chunks_exact(width).enumerate().take(l) {
-        // SAFETY: as above.
-        let to = unsafe { std::slice::from_raw_parts_mut(dq_at.at(sizes.start((l, at), query)), d) };
-        to.copy_from_slice(&sums[..d]);
+    // SAFETY: as above.
+    unsafe { hand_out(&dq, width, 0..l, |query| dq_at.at(sizes.start((l, at), query)), d) };
+}
+
+/// Writes the first `d` of each `width` sums to where their row lies.
+unsafe fn hand_out(sums: &[f32], width: usize, rows: Range<usize>, to: impl Fn(usize) -> *mut f32, d: usize) {
+    for (sums, row) in sums.chunks_exact(width).zip(rows) {
+        // SAFETY: the caller's contract.
+        unsafe { std::slice::from_raw_parts_mut(to(row), d) }.copy_from_slice(&sums[..d]);
     }
 }
 
@@ -147,7 +160,7 @@ unsafe fn slopes_row<const PLANES: usize>(
             }
         }
         // SAFETY: a tile has 16 rows.
-        unsafe { store_split::<PLANES>(slopes[0], slopes[1], tiles, row) };
+        unsafe { store_row::<PLANES>(slopes[0], slopes[1], tiles, row) };
     }
 }
 
@@ -166,7 +179,7 @@ unsafe fn turn<const PLANES: usize>(values: &[f32], keys: usize, tiles: &mut [Ti
         let (low, high) = (half(0), half(SIDE));
         for row in 0..SIDE {
             // SAFETY: a tile has 16 rows.
-            unsafe { store_split::<PLANES>(low[row], high[row], tiles, row) };
+            unsafe { store_row::<PLANES>(low[row], high[row], tiles, row) };
         }
     }
 }

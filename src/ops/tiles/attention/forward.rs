@@ -4,16 +4,21 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::super::memory::unwritten_lines;
-use super::super::pack::{Side, Sum};
+use super::super::pack::{Side, Sum, store_row};
 use super::super::unit::{Registers, Tiles};
 use super::super::{SIDE, Tile};
-use super::{Along, KEYS, PITCH, Packed, ROWS, Sizes, exp, multiply_into, outputs, steps, store_split};
+use super::{Along, KEYS, PITCH, Packed, ROWS, exp, multiply_into, outputs, steps};
+use crate::ops::attention::Sizes;
 use crate::ops::buffer::unwritten;
 use crate::ops::parallel::{self, Disjoint};
 
-pub fn forward_heads<const PLANES: usize>(q: &[f32], k: &[f32], v: &[f32], sizes: Sizes) -> (Vec<f32>, Vec<f32>) {
+pub fn forward_heads<const PLANES: usize>(
+    inputs: [&[f32]; 3],
+    bias: Option<&[f32]>,
+    sizes: Sizes,
+) -> (Vec<f32>, Vec<f32>) {
     let Sizes { b, l, heads, .. } = sizes;
-    let (mut out, mut denominators) = (unwritten(q.len()), unwritten(b * heads * l));
+    let (mut out, mut denominators) = (unwritten(inputs[0].len()), unwritten(b * heads * l));
     let (out_at, denominators_at) = (Disjoint::new(&mut out), Disjoint::new(&mut denominators));
     // A head is packed once for all its queries; where there are fewer heads than threads, threads share one.
     let shares = parallel::parts(usize::MAX, 1).div_ceil(b * heads).min(l.div_ceil(ROWS * SIDE));
@@ -26,7 +31,7 @@ pub fn forward_heads<const PLANES: usize>(q: &[f32], k: &[f32], v: &[f32], sizes
             unsafe {
                 let denominators = denominators_at.at(at * l + queries.start);
                 let kept = std::slice::from_raw_parts_mut(denominators, queries.len());
-                forward_head::<PLANES>((q, k, v), sizes, (at, queries), (&out_at, kept));
+                forward_head::<PLANES>((inputs, bias), sizes, (at, queries), (&out_at, kept));
             }
         }
     });
@@ -35,7 +40,7 @@ pub fn forward_heads<const PLANES: usize>(q: &[f32], k: &[f32], v: &[f32], sizes
 
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn forward_head<const PLANES: usize>(
-    (q, k, v): (&[f32], &[f32], &[f32]),
+    ([q, k, v], bias): ([&[f32]; 3], Option<&[f32]>),
     sizes: Sizes,
     (at, queries): (usize, Range<usize>),
     (out, kept): (&Disjoint<f32>, &mut [f32]),
@@ -55,7 +60,7 @@ unsafe fn forward_head<const PLANES: usize>(
     let width_steps = steps::<PLANES>(sum.blocks);
     for first in (0..s).step_by(KEYS) {
         let keys = first..s.min(first + KEYS);
-        let along_keys = Sum { k: keys.len(), pairs: SIDE, blocks: keys.len().div_ceil(32) };
+        let along_keys = Sum::in_tiles(keys.len());
         let (right, values) = unsafe {
             let right = sizes.factor(k, (s, at), keys.clone(), Along::Width, Side::Right);
             let values = sizes.factor(v, (s, at), keys.clone(), Along::Rows, Side::Right);
@@ -69,6 +74,10 @@ unsafe fn forward_head<const PLANES: usize>(
                 for r in 0..height * SIDE {
                     let query = row * SIDE + r;
                     let scores = &mut scores[r * PITCH..][..PITCH];
+                    if let Some(bias) = bias {
+                        let own = sizes.bias_of(bias, (at, (queries.start + query).min(l - 1)), &keys);
+                        scores.iter_mut().zip(own).for_each(|(score, bias)| *score += bias);
+                    }
                     let tiles = &mut p[r / SIDE * along_keys.blocks * PLANES..];
                     let state = (&mut greatest[query], &mut totals[query]);
                     let shrink = softmax_row::<PLANES>(scores, keys.len(), state, (tiles, r % SIDE));
@@ -117,13 +126,14 @@ unsafe fn softmax_row<const PLANES: usize>(
     }
     let new = greatest.max(_mm512_reduce_max_ps(max));
     let shrink = if new == *greatest { 1.0 } else { (*greatest - new).exp() };
-    let offset = _mm512_set1_ps(new);
+    // Without a key seen so far, −∞ − −∞ would be NaN.
+    let offset = _mm512_set1_ps(if new == f32::NEG_INFINITY { 0.0 } else { new });
     let mut sum = _mm512_setzero_ps();
     for (i, block) in (0..padded).step_by(32).zip(tiles.chunks_exact_mut(PLANES)) {
         let (low, high) = (exp(_mm512_sub_ps(load(i), offset)), exp(_mm512_sub_ps(load(i + SIDE), offset)));
         sum = _mm512_add_ps(sum, _mm512_add_ps(low, high));
         // SAFETY: a tile has 16 rows.
-        unsafe { store_split::<PLANES>(low, high, block, row) };
+        unsafe { store_row::<PLANES>(low, high, block, row) };
     }
     *greatest = new;
     *total = *total * shrink + _mm512_reduce_add_ps(sum);

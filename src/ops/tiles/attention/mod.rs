@@ -7,14 +7,17 @@ mod forward;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use candle_core::DType;
+
 use self::backward::backward_heads;
 use self::forward::forward_heads;
 use super::memory::{from_single, single, unwritten_lines};
-use super::pack::{Factor, Side, Sum, paired, rounded};
+use super::pack::{Factor, Side, Sum};
 use super::unit::{Registers, Step, Tiles, available};
 use super::{SIDE, Tile, for_planes};
+use crate::ops::attention::Sizes;
 use crate::ops::precision::{Precision, matmul_precision};
-use crate::ops::real::Real;
+use crate::ops::real::{EXP_TAYLOR, LN_2_PIECES, Real};
 
 /// Keys in a block.
 const KEYS: usize = 512;
@@ -24,38 +27,28 @@ const ROWS: usize = 2;
 const PITCH: usize = KEYS + 16;
 
 /// The output and the logarithm of each query's denominator, `[b, heads, l]`; None where this does not suit.
-pub fn forward<T: Real>(q: &[T], k: &[T], v: &[T], sizes: Sizes) -> Option<(Vec<T>, Vec<T>)> {
+pub fn forward<T: Real>(q: &[T], k: &[T], v: &[T], bias: Option<&[T]>, sizes: Sizes) -> Option<(Vec<T>, Vec<T>)> {
     sizes.suits::<T>().then(|| {
-        let (q, k, v) = (single(q), single(k), single(v));
-        let (out, denominators) = for_planes!(matmul_precision(), forward_heads(q, k, v, sizes));
+        let (inputs, bias) = ([q, k, v].map(single), bias.map(single));
+        let (out, denominators) = for_planes!(matmul_precision(), forward_heads(inputs, bias, sizes));
         (from_single(out), from_single(denominators))
     })
 }
 
 /// dq, dk, dv from q, k, v, o, dy and what [`forward`] kept; None where this does not suit.
-pub fn backward<T: Real>(inputs: [&[T]; 5], kept: &[T], sizes: Sizes) -> Option<[Vec<T>; 3]> {
+pub fn backward<T: Real>(inputs: [&[T]; 5], kept: &[T], bias: Option<&[T]>, sizes: Sizes) -> Option<[Vec<T>; 3]> {
     sizes.suits::<T>().then(|| {
-        let gradients = for_planes!(matmul_precision(), backward_heads(inputs.map(single), single(kept), sizes));
+        let (inputs, kept, bias) = (inputs.map(single), single(kept), bias.map(single));
+        let gradients = for_planes!(matmul_precision(), backward_heads(inputs, (kept, bias), sizes));
         gradients.map(from_single)
     })
-}
-
-/// Sizes of an attention; heads lie side by side in rows of `heads·d`.
-#[derive(Clone, Copy, Debug)]
-pub struct Sizes {
-    pub b: usize,
-    /// Queries.
-    pub l: usize,
-    /// Keys.
-    pub s: usize,
-    pub heads: usize,
-    pub d: usize,
 }
 
 impl Sizes {
     fn suits<T: Real>(self) -> bool {
         // With fewer keys (a prompt's), packing costs more than the unit gains.
-        self.d >= 8 && self.l >= SIDE && self.s >= 128 && T::DTYPE == candle_core::DType::F32 && available()
+        let is_large = self.d >= 8 && self.l >= SIDE && self.s >= 128;
+        is_large && !self.is_causal && T::DTYPE == DType::F32 && available()
     }
     /// Rows of a head of a set as a factor: along the width of the head, or along the rows.
     fn factor(
@@ -66,19 +59,19 @@ impl Sizes {
         along: Along,
         side: Side,
     ) -> Factor {
-        let (set, head) = (at / self.heads, at % self.heads);
-        let width = self.heads * self.d;
-        let start = &raw const values[(set * rows + range.start) * width + head * self.d];
+        let start = &raw const values[self.start((rows, at), range.start)];
         match along {
-            Along::Width => Factor { start, across: width, along: 1, count: range.len(), side },
-            Along::Rows => Factor { start, across: 1, along: width, count: self.d, side },
+            Along::Width => Factor { start, across: self.width(), along: 1, count: range.len(), side },
+            Along::Rows => Factor { start, across: 1, along: self.width(), count: self.d, side },
         }
     }
+    /// Where a row of a head of a set (`at`, counted over both) begins in `[b, rows, heads·d]`.
     fn start(self, (rows, at): (usize, usize), row: usize) -> usize {
-        ((at / self.heads) * rows + row) * self.heads * self.d + at % self.heads * self.d
+        ((at / self.heads) * rows + row) * self.width() + at % self.heads * self.d
     }
-    fn scale(self) -> f32 {
-        1.0 / (self.d as f32).sqrt()
+    /// What is added to the scores of a query of `at` and these keys.
+    fn bias_of<'a>(self, bias: &'a [f32], (at, query): (usize, usize), keys: &Range<usize>) -> &'a [f32] {
+        &bias[self.bias_row(bias.len(), (at / self.heads, query)) * self.s..][keys.clone()]
     }
     /// Tiles across the width of a head.
     fn columns(self) -> usize {
@@ -156,31 +149,18 @@ unsafe fn multiply_into<const PLANES: usize>(
     }
 }
 
-/// The planes of a row of a tile.
-#[target_feature(enable = "avx512f")]
-#[inline]
-unsafe fn store_split<const PLANES: usize>(mut low: __m512, mut high: __m512, tiles: &mut [Tile], row: usize) {
-    for tile in tiles.iter_mut().take(PLANES) {
-        let (l, h) = (rounded(low), rounded(high));
-        // SAFETY: a tile has 16 rows of 64 bytes, and begins at a multiple of 64.
-        unsafe { _mm512_store_si512(tile.0.as_mut_ptr().add(row * SIDE).cast(), paired(l, h)) };
-        low = _mm512_sub_ps(low, _mm512_castsi512_ps(l));
-        high = _mm512_sub_ps(high, _mm512_castsi512_ps(h));
-    }
-}
-
-/// exp of values that are at most about 88, 0 for −∞: 2ⁿ·exp(r), |r| ≤ ln2/2, by the Taylor polynomial of degree 7.
+/// exp of values that are at most about 88, 0 for −∞: 2ⁿ·exp(r), |r| ≤ ln2/2, by the Taylor polynomial.
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn exp(x: __m512) -> __m512 {
     let n = _mm512_roundscale_ps::<0>(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)));
-    // ln 2 in two pieces. −∞ would give NaN here; the lower bound keeps it out, far below what is not rounded to 0.
+    // −∞ would give NaN here; the lower bound keeps it out, far below what is not rounded to 0.
     let n = _mm512_max_ps(n, _mm512_set1_ps(-200.0));
     let x = _mm512_max_ps(x, _mm512_set1_ps(-140.0));
-    let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693_359_4), x);
-    let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.121_944_4e-4), r);
-    let mut p = _mm512_set1_ps(1.984_127e-4);
-    for c in [1.388_889e-3, 8.333_334e-3, 4.166_666_7e-2, 1.666_666_7e-1, 0.5, 1.0, 1.0] {
+    let [first, rest] = LN_2_PIECES.map(|piece| _mm512_set1_ps(piece));
+    let r = _mm512_fnmadd_ps(n, rest, _mm512_fnmadd_ps(n, first, x));
+    let mut p = _mm512_setzero_ps();
+    for c in EXP_TAYLOR {
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
     }
     _mm512_scalef_ps(p, n)
@@ -191,10 +171,10 @@ mod tests {
     use super::*;
     use crate::rng::Rng;
 
-    type Backward = fn([&[f32]; 5], &[f32], Sizes) -> [Vec<f32>; 3];
+    type Backward = fn([&[f32]; 5], (&[f32], Option<&[f32]>), Sizes) -> [Vec<f32>; 3];
 
     /// Output and gradients in f64, one query and one head at a time.
-    fn by_definition(inputs: [&[f32]; 4], sizes: Sizes) -> [Vec<f64>; 4] {
+    fn by_definition(inputs: [&[f32]; 4], bias: Option<&[f32]>, sizes: Sizes) -> [Vec<f64>; 4] {
         let [q, k, v, dy] = inputs.map(|values| values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>());
         let mut result = [&q, &q, &k, &v].map(|like| vec![0f64; like.len()]); // o, dq, dk, dv
         let (width, scale) = (sizes.heads * sizes.d, 1.0 / (sizes.d as f64).sqrt());
@@ -205,7 +185,11 @@ mod tests {
             let key_row = |key: usize| (set * sizes.s + key) * width + head * sizes.d;
             let dot =
                 |a: &[f64], at: usize, b: &[f64], bt: usize| (0..sizes.d).map(|i| a[at + i] * b[bt + i]).sum::<f64>();
-            let scores: Vec<f64> = (0..sizes.s).map(|key| dot(&q, row, &k, key_row(key)) * scale).collect();
+            let mut scores: Vec<f64> = (0..sizes.s).map(|key| dot(&q, row, &k, key_row(key)) * scale).collect();
+            if let Some(bias) = bias {
+                let own = &bias[sizes.bias_row(bias.len(), (set, query)) * sizes.s..];
+                scores.iter_mut().zip(own).for_each(|(score, bias)| *score += f64::from(*bias));
+            }
             let max = scores.iter().fold(f64::MIN, |max, v| max.max(*v));
             let total: f64 = scores.iter().map(|v| (v - max).exp()).sum();
             let p: Vec<f64> = scores.iter().map(|v| (v - max).exp() / total).collect();
@@ -232,22 +216,31 @@ mod tests {
         if !available() {
             return; // Every other test runs the portable attention.
         }
-        for (b, l, s, heads, d) in [
-            (1, 64, 64, 2, 32),
-            (2, 50, 77, 2, 40),
-            (1, 17, 1100, 1, 8),
-            (3, 96, 96, 1, 160),
-            (1, 33, 20, 4, 13),
-            (8, 192, 192, 4, 32),
+        // Groups of a bias, 0: none. The first 600 keys are hidden from the first of two groups.
+        for (b, l, s, heads, d, groups) in [
+            (1, 64, 64, 2, 32, 0),
+            (2, 50, 77, 2, 40, 0),
+            (2, 50, 77, 2, 40, 5),
+            (1, 17, 1100, 1, 8, 0),
+            (2, 34, 1100, 2, 8, 2),
+            (3, 96, 96, 1, 160, 0),
+            (1, 33, 20, 4, 13, 1),
+            (8, 192, 192, 4, 32, 0),
         ] {
-            let sizes = Sizes { b, l, s, heads, d };
+            let sizes = Sizes { b, l, s, heads, d, is_causal: false };
             let mut rng = Rng::new(9, "attention on tiles", (l * s * d) as u64);
             let mut draw =
                 |rows: usize| (0..b * rows * heads * d).map(|_| 2.0 * rng.normal() as f32).collect::<Vec<_>>();
             let (q, k, v, dy) = (draw(l), draw(s), draw(s), draw(l));
-            let expected = by_definition([&q, &k, &v, &dy], sizes);
+            let bias: Option<Vec<f32>> = (groups > 0).then(|| {
+                let hidden = |i: usize| i / s % groups == 0 && i % s < 600 && s > 600;
+                let value = |i| if hidden(i) { f32::NEG_INFINITY } else { rng.normal() as f32 };
+                (0..b * groups * s).map(value).collect()
+            });
+            let bias = bias.as_deref();
+            let expected = by_definition([&q, &k, &v, &dy], bias, sizes);
             let check = |(o, kept): (Vec<f32>, Vec<f32>), backward: Backward, bound: f64| {
-                let [dq, dk, dv] = backward([&q, &k, &v, &o, &dy], &kept, sizes);
+                let [dq, dk, dv] = backward([&q, &k, &v, &o, &dy], (&kept, bias), sizes);
                 for (name, (found, expected)) in
                     ["o", "dq", "dk", "dv"].iter().zip([o, dq, dk, dv].iter().zip(&expected))
                 {
@@ -256,9 +249,9 @@ mod tests {
                     assert!(error < bound * largest, "{name} of {sizes:?}: {:e}", error / largest);
                 }
             };
-            check(forward_heads::<3>(&q, &k, &v, sizes), backward_heads::<3>, 3e-6);
-            check(forward_heads::<2>(&q, &k, &v, sizes), backward_heads::<2>, 3e-4);
-            check(forward_heads::<1>(&q, &k, &v, sizes), backward_heads::<1>, 5e-2);
+            check(forward_heads::<3>([&q, &k, &v], bias, sizes), backward_heads::<3>, 3e-6);
+            check(forward_heads::<2>([&q, &k, &v], bias, sizes), backward_heads::<2>, 3e-4);
+            check(forward_heads::<1>([&q, &k, &v], bias, sizes), backward_heads::<1>, 5e-2);
         }
     }
 }

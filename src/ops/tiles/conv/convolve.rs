@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::super::memory::{Line, unwritten_lines};
-use super::super::pack::{Factor, Side, Sum, split};
+use super::super::pack::{Factor, Side, Sum, first_lanes, store_planes};
 use super::super::unit::{Registers, Step, Tiles};
 use super::super::{EMPTY, SIDE, Tile};
 use super::{Flat, PANEL};
@@ -18,11 +18,25 @@ const CHUNK: usize = 16;
 /// A weight as a right factor: strides along and across the sum.
 #[derive(Clone, Copy)]
 pub struct Kernel<'a> {
-    pub weight: &'a [f32],
-    pub along: usize,
-    pub across: usize,
+    weight: &'a [f32],
+    along: usize,
+    across: usize,
     /// Turned round in both directions.
-    pub is_flipped: bool,
+    is_flipped: bool,
+}
+
+impl<'a> Kernel<'a> {
+    /// `[out, c, k, k]`, as the convolution uses it.
+    pub fn forward(weight: &'a [f32], geometry: Geometry) -> Self {
+        let taps = geometry.kernel * geometry.kernel;
+        Self { weight, along: taps, across: taps * geometry.channels.0, is_flipped: false }
+    }
+
+    /// The same weight from the outputs back to the inputs; `flipped` is the geometry of that convolution.
+    pub fn backward(weight: &'a [f32], flipped: Geometry) -> Self {
+        let taps = flipped.kernel * flipped.kernel;
+        Self { weight, along: taps * flipped.channels.1, across: taps, is_flipped: true }
+    }
 }
 
 /// The pictures in bf16 planes, `[plane][picture][pixel][block of channels]`, a line each.
@@ -59,15 +73,13 @@ unsafe fn pack_pixel<const PLANES: usize>(pixel: Option<&[f32]>, sum: Sum, (to, 
             // SAFETY: the mask ends at the pixel's channels.
             Some(pixel) => unsafe {
                 let places = sum.pairs.min(pixel.len().saturating_sub(place));
-                _mm512_maskz_loadu_ps(((1u32 << places) - 1) as u16, pixel.as_ptr().wrapping_add(place))
+                _mm512_maskz_loadu_ps(first_lanes(places), pixel.as_ptr().wrapping_add(place))
             },
             None => _mm512_setzero_ps(),
         };
         let first = block * 2 * sum.pairs;
-        split::<PLANES>(half(first), half(first + sum.pairs), |plane, pairs| {
-            // SAFETY: the caller's lines.
-            unsafe { _mm512_store_si512(to.add(plane * plane_stride + block).cast(), pairs) };
-        });
+        // SAFETY: the caller's lines.
+        unsafe { store_planes::<PLANES>(half(first), half(first + sum.pairs), to.add(block), plane_stride) };
     }
 }
 
@@ -117,8 +129,8 @@ pub fn convolve<const PLANES: usize>(x: &[f32], kernel: Kernel, bias: Option<&[f
         steps,
         rows_each: flat.used.div_ceil(SIDE),
         outputs: flat.outputs(flat.used.next_multiple_of(SIDE)),
-        left: (pixels.as_ptr().cast(), sum.blocks * line, (images * flat.pixels + SIDE) * sum.blocks * line),
-        right: tiles.as_ptr(),
+        left: (Disjoint::reading(&pixels), sum.blocks, (images * flat.pixels + SIDE) * sum.blocks),
+        right: Disjoint::reading(&tiles),
         bias,
         y: y_at,
     };
@@ -142,15 +154,12 @@ struct Convolution<'a> {
     rows_each: usize,
     /// The output at each position of a picture.
     outputs: Vec<Option<usize>>,
-    /// The packed pixels: start, and bytes from pixel to pixel and from plane to plane.
-    left: (*const u8, usize, usize),
-    right: *const Tile,
+    /// The packed pixels, and lines from pixel to pixel and from plane to plane.
+    left: (Disjoint<Line>, usize, usize),
+    right: Disjoint<Tile>,
     bias: Option<&'a [f32]>,
     y: Disjoint<f32>,
 }
-
-// SAFETY: the pointers are to what the threads only read.
-unsafe impl Sync for Convolution<'_> {}
 
 impl Convolution<'_> {
     /// These rows of output tiles, and pairs of columns of them.
@@ -168,8 +177,8 @@ impl Convolution<'_> {
                 for panel in 0..n_panels {
                     let panel_steps = parallel::range(steps, n_panels, panel);
                     let own = steps * PLANES;
-                    let right =
-                        Tiles::whole([2 * column, 2 * column + 1].map(|column| self.right.wrapping_add(column * own)));
+                    let right = [2 * column, 2 * column + 1].map(|column| self.right.at(column * own).cast_const());
+                    let right = Tiles::whole(right);
                     for row in (first..last).step_by(2) {
                         let height = 2.min(last - row);
                         let own = &mut outputs[2 * (row - first)..][..2 * height];
@@ -177,9 +186,11 @@ impl Convolution<'_> {
                         for (place, tile) in places.iter_mut().zip(own.iter_mut()) {
                             *place = (tile.0.as_mut_ptr().cast(), 64);
                         }
-                        let (start, row_stride, plane_stride) = self.left;
-                        let starts = [row, row + 1].map(|row| start.wrapping_add(self.position(row) * row_stride));
-                        let left = Tiles { starts, row_stride, plane_stride };
+                        let (pixels, pixel, plane) = &self.left;
+                        let starts =
+                            [row, row + 1].map(|row| pixels.at(self.position(row) * pixel).cast_const().cast());
+                        let line = size_of::<Line>();
+                        let left = Tiles { starts, row_stride: pixel * line, plane_stride: plane * line };
                         let (steps, out) = (&self.steps[panel_steps.clone()], (places, panel > 0));
                         // SAFETY: rows of the packed pixels reach 15 pixels beyond the last picture.
                         unsafe { registers.multiply_some::<PLANES>((height, width), steps, (left, right), out) };
@@ -204,7 +215,7 @@ impl Convolution<'_> {
     #[target_feature(enable = "avx512f")]
     unsafe fn store(&self, tile: &Tile, row: usize, channel: usize) {
         let out = self.flat.geometry.channels.1;
-        let mask = ((1u32 << SIDE.min(out - channel)) - 1) as u16;
+        let mask = first_lanes(SIDE.min(out - channel));
         // SAFETY: the mask ends at the last channel.
         let bias = match self.bias {
             Some(bias) => unsafe { _mm512_maskz_loadu_ps(mask, bias.as_ptr().add(channel)) },

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::memory::{Line, unwritten_lines};
-use super::super::pack::{split, split_one, transposed};
+use super::super::pack::{first_lanes, split_one, store_planes, transposed};
 use super::super::unit::{Registers, Step, Tiles};
 use super::super::{SIDE, Tile};
 use super::{Flat, PANEL};
@@ -23,7 +23,7 @@ fn packed_gradient<const PLANES: usize>(dy: &[f32], flat: Flat, blocks: usize) -
         for part in parts {
             let (image, first) = (part / blocks, part % blocks * 2 * SIDE);
             for row in 0..rows {
-                let mask = ((1u32 << SIDE.min(out - row * SIDE)) - 1) as u16;
+                let mask = first_lanes(SIDE.min(out - row * SIDE));
                 let from = |output: usize| &raw const dy[(image * h * w + output) * out + row * SIDE];
                 let pixel = |i: usize| places[first + i].map(from);
                 // SAFETY: the unit is there, and with it AVX-512; the mask ends at the pixel's channels; these tiles are
@@ -73,7 +73,7 @@ fn packed_pairs<const PLANES: usize>(x: &[f32], flat: Flat, n_pairs: usize) -> V
     parallel::map(images * columns, 1, |parts| {
         for part in parts {
             let (image, channel) = (part / columns, part % columns * SIDE);
-            let mask = ((1u32 << SIDE.min(c - channel)) - 1) as u16;
+            let mask = first_lanes(SIDE.min(c - channel));
             let from = |pixel: usize| &raw const x[(image * h * w + pixel) * c + channel];
             for parity in 0..2 {
                 let to = lines_at.at(parity * PLANES * plane + part * n_pairs);
@@ -101,10 +101,8 @@ unsafe fn pack_pairs<const PLANES: usize>(
             Some(from) => unsafe { _mm512_maskz_loadu_ps(mask, from) },
             None => _mm512_setzero_ps(),
         };
-        split::<PLANES>(load(2 * pair), load(2 * pair + 1), |plane, pairs| {
-            // SAFETY: the caller's lines.
-            unsafe { _mm512_store_si512(to.add(plane * plane_stride + pair).cast(), pairs) };
-        });
+        // SAFETY: the caller's lines.
+        unsafe { store_planes::<PLANES>(load(2 * pair), load(2 * pair + 1), to.add(pair), plane_stride) };
     }
 }
 
@@ -171,7 +169,7 @@ pub fn correlate<const PLANES: usize>(dy: &[f32], x: &[f32], flat: Flat) -> Vec<
 unsafe fn gather_weights(sums: &[f32], (padded_out, padded_c): (usize, usize), taps: usize, dw: &mut [f32]) {
     for first_tap in (0..taps).step_by(SIDE) {
         let width = SIDE.min(taps - first_tap);
-        let mask = ((1u32 << width) - 1) as u16;
+        let mask = first_lanes(width);
         for first in (0..dw.len() / taps).step_by(SIDE) {
             let mut rows = [_mm512_setzero_ps(); SIDE];
             for (tap, row) in rows.iter_mut().enumerate().take(width) {

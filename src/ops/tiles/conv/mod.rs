@@ -21,6 +21,7 @@ use crate::ops::winograd;
 
 /// Tiles of one pair of columns of the right factor that are multiplied at a time: they stay in the second-level cache.
 const PANEL: usize = 512;
+
 /// Whether the tile unit is there and the channels fill its tiles. In full precision Winograd's fewer products, themselves on
 /// the unit, are faster still; in lower precision its sums would lose what precision is left.
 fn suits<T: Real>(geometry: Geometry) -> bool {
@@ -36,10 +37,8 @@ fn suits<T: Real>(geometry: Geometry) -> bool {
 /// # Shapes
 /// - x `[images, h, w, c]`, weight `[out, c, k, k]` → `[images, h', w', out]`
 pub fn forward<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, geometry: Geometry) -> Option<Vec<T>> {
-    let taps = geometry.kernel * geometry.kernel;
     let convolve = || {
-        let kernel =
-            Kernel { weight: single(weight), along: taps, across: taps * geometry.channels.0, is_flipped: false };
+        let kernel = Kernel::forward(single(weight), geometry);
         let (x, bias, flat) = (single(x), bias.map(single), Flat::of(geometry));
         from_single(for_planes!(matmul_precision(), convolve(x, kernel, bias, flat)))
     };
@@ -48,10 +47,8 @@ pub fn forward<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, geometry: Geo
 
 /// The gradient of the input; `flipped` is the geometry of the convolution from dy back to x, the weight stays as it is.
 pub fn input_gradient<T: Real>(dy: &[T], weight: &[T], flipped: Geometry) -> Option<Vec<T>> {
-    let taps = flipped.kernel * flipped.kernel;
     let convolve = || {
-        let kernel =
-            Kernel { weight: single(weight), along: taps * flipped.channels.1, across: taps, is_flipped: true };
+        let kernel = Kernel::backward(single(weight), flipped);
         let (dy, flat) = (single(dy), Flat::of(flipped));
         from_single(for_planes!(matmul_precision(), convolve(dy, kernel, None, flat)))
     };
@@ -170,10 +167,9 @@ mod tests {
             let (x, weight, bias) = (draw(images * h * w * c), draw(out * c * kernel * kernel), draw(out));
             let dy = draw(geometry.positions() * out);
             let expected = by_definition(&x, &weight, &bias, &dy, geometry);
-            let taps = kernel * kernel;
-            let turned = Kernel { weight: &weight, along: taps * c, across: taps, is_flipped: true };
-            let kernel = Kernel { weight: &weight, along: taps, across: taps * c, is_flipped: false };
-            let flipped = Flat::of(geometry.flipped().unwrap());
+            let back = geometry.flipped().unwrap();
+            let (forth, turned) = (Kernel::forward(&weight, geometry), Kernel::backward(&weight, back));
+            let (flat, flipped) = (Flat::of(geometry), Flat::of(back));
             let check = |found: [Vec<f32>; 3], bound: f64| {
                 for (name, (found, expected)) in ["y", "dx", "dw"].into_iter().zip(found.iter().zip(&expected)) {
                     let largest = expected.iter().fold(0f64, |max, v| max.max(v.abs()));
@@ -181,11 +177,10 @@ mod tests {
                     assert!(error < bound * largest, "{name} of {images}x{h}x{w}x{c} to {out}: {:e}", error / largest);
                 }
             };
-            let flat = Flat::of(geometry);
             macro_rules! all {
                 ($planes:literal) => {
                     [
-                        convolve::<$planes>(&x, kernel, Some(&bias), flat),
+                        convolve::<$planes>(&x, forth, Some(&bias), flat),
                         convolve::<$planes>(&dy, turned, None, flipped),
                         correlate::<$planes>(&dy, &x, flat),
                     ]
