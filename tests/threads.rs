@@ -31,8 +31,7 @@ fn computed_by(threads: usize, folder: &Path) -> BTreeMap<String, Vec<f32>> {
     let inputs = inputs.map(|(name, tensor)| (name.to_owned(), tensor)).into();
     write_tensors(&from, &inputs, &[("set_size", "2".to_owned())]).expect("a writable folder");
     let (from, to) = (from.display().to_string(), to.display().to_string());
-    let mut command =
-        command(["inspect", "eps", "--model", "toybox", "--inputs", &from, "--outputs", &to, "--grads"]);
+    let mut command = command(["inspect", "eps", "--model", "toybox", "--inputs", &from, "--outputs", &to, "--grads"]);
     let threads = threads.to_string();
     let status = command.env("CANDLE_NUM_THREADS", &threads).env("RAYON_NUM_THREADS", &threads).output();
     let output = status.expect("the binary starts");

@@ -64,10 +64,10 @@ impl Stage {
         if !conditioning.is_checkpointed {
             return self.compute(x, conditioning);
         }
-        let (stage, coupled_images) = (self.clone(), conditioning.coupled_images);
+        let (stage, coupling) = (self.clone(), conditioning.coupling.clone());
         ops::checkpoint([x, &conditioning.time, &conditioning.context], move |[x, time, context]| {
-            let (time, context) = (time.clone(), context.clone());
-            stage.compute(x, &Conditioning { time, context, coupled_images, is_checkpointed: false })
+            let (time, context, coupling) = (time.clone(), context.clone(), coupling.clone());
+            stage.compute(x, &Conditioning { time, context, coupling, is_checkpointed: false })
         })
     }
 

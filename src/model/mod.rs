@@ -1,6 +1,7 @@
 //! The network family: U-Net, AutoencoderKL, CLIP text encoder; built from a diffusers `config.json`.
 
 pub mod config;
+pub mod coupling;
 pub mod files;
 pub mod fingerprint;
 pub mod params;
@@ -17,6 +18,7 @@ pub mod vae;
 pub mod write;
 
 pub use config::{UnetConfig, VaeConfig};
+pub use coupling::{Probe, Sight};
 pub use files::Files;
 pub use text::{TextConfig, TextEncoder};
 pub use tokenizer::{Prompt, Tokenizer};

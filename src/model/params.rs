@@ -87,6 +87,11 @@ impl Params {
         Self { store: self.store.clone(), prefix }
     }
 
+    /// Where the cursor is.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// Whether a checkpoint holds `name` here; always false for fresh parameters. For the two spellings of a layer.
     pub fn contains(&self, name: &str) -> bool {
         match &self.store.source {

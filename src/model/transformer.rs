@@ -3,6 +3,7 @@
 use anyhow::Result;
 use candle_core::{Result as CandleResult, Tensor};
 
+use super::coupling::Coupling;
 use super::layers::{GroupNorm, LayerNorm, Linear};
 use super::params::{Init, Params};
 use crate::ops::{self, Activation, Groups, Mask};
@@ -13,8 +14,8 @@ pub struct Conditioning {
     pub time: Tensor,
     /// Text embedding of each image, `[b·n, l, d]`.
     pub context: Tensor,
-    /// n: the images that one self-attention spans; 1 leaves every image to itself.
-    pub coupled_images: usize,
+    /// What the images of a set see of each other.
+    pub coupling: Coupling,
     /// Stages keep their inputs alone and are computed again for their gradients.
     pub is_checkpointed: bool,
 }
@@ -59,8 +60,9 @@ impl SpatialTransformer {
         let (images, h, w, c) = x.dims4()?;
         let hidden = ops::reshape(&self.norm.forward(x)?, (images, h * w, c))?; // [b·n, l, d]
         let mut hidden = self.proj_in.forward(&hidden)?;
+        let bias = conditioning.coupling.bias((h, w))?; // [b, n, n·l]
         for block in &self.transformer_blocks {
-            hidden = block.forward(&hidden, conditioning)?;
+            hidden = block.forward(&hidden, conditioning, (h, w), bias.as_ref())?;
         }
         let hidden = ops::reshape(&self.proj_out.forward(&hidden)?, (images, h, w, c))?; // [b·n, h, w, c]
         ops::add(x, &hidden)
@@ -87,6 +89,8 @@ impl Projection {
 
 /// Self-attention, cross-attention to the text, gated feed-forward; each behind a layer norm and added to its input.
 struct TransformerBlock {
+    /// Of its self-attention, as in the checkpoint.
+    name: String,
     norm1: LayerNorm,
     attn1: Attention,
     norm2: LayerNorm,
@@ -101,6 +105,7 @@ impl TransformerBlock {
         let c = shape.channels;
         let norm = |name: &str| LayerNorm::new(&params.pp(name), c, 1e-5);
         Ok(Self {
+            name: params.pp("attn1").prefix().to_owned(),
             norm1: norm("norm1")?,
             attn1: Attention::new(&params.pp("attn1"), c, c, shape.heads)?,
             norm2: norm("norm2")?,
@@ -112,13 +117,25 @@ impl TransformerBlock {
     }
 
     /// Supplement §6: only `attn1` joins the images of a set; everything else works on each image.
-    fn forward(&self, x: &Tensor, conditioning: &Conditioning) -> CandleResult<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        conditioning: &Conditioning,
+        (h, w): (usize, usize),
+        bias: Option<&Tensor>,
+    ) -> CandleResult<Tensor> {
         let (images, l, d) = x.dims3()?;
-        let n = conditioning.coupled_images;
+        let coupling = &conditioning.coupling;
+        let n = coupling.images;
         let joined = ops::reshape(&self.norm1.forward(x)?, (images / n, n * l, d))?; // [b, n·l, d]
-        let attended = ops::reshape(&self.attn1.forward(&joined, &joined)?, (images, l, d))?; // [b·n, l, d]
-        let x = ops::add(x, &attended)?;
-        let x = ops::add(&x, &self.attn2.forward(&self.norm2.forward(&x)?, &conditioning.context)?)?;
+        let (q, k, v) = self.attn1.project(&joined, &joined)?;
+        if let Some(probe) = &coupling.sight.probe {
+            probe.hear(&self.name, (&q, &k), self.attn1.heads, n, (h, w), bias)?;
+        }
+        let attended = self.attn1.attend((&q, &k, &v), bias.map_or(Mask::None, Mask::Biased))?;
+        let x = ops::add(x, &ops::reshape(&attended, (images, l, d))?)?; // [b·n, l, d]
+        let (q, k, v) = self.attn2.project(&self.norm2.forward(&x)?, &conditioning.context)?;
+        let x = ops::add(&x, &self.attn2.attend((&q, &k, &v), Mask::None)?)?;
         let gated = ops::geglu(&self.ff_in.forward(&self.norm3.forward(&x)?)?)?;
         ops::add(&x, &self.ff_out.forward(&gated)?)
     }
@@ -144,9 +161,12 @@ impl Attention {
     }
 
     /// # Shapes
-    /// - x `[b, l, d]`, context `[b, s, d']` → `[b, l, d]`
-    fn forward(&self, x: &Tensor, context: &Tensor) -> CandleResult<Tensor> {
-        let (q, k, v) = (self.to_q.forward(x)?, self.to_k.forward(context)?, self.to_v.forward(context)?);
-        self.to_out.forward(&ops::attention(&q, &k, &v, self.heads, Mask::None)?)
+    /// - x `[b, l, d]`, context `[b, s, d']` → q `[b, l, d]`, k and v `[b, s, d]`
+    fn project(&self, x: &Tensor, context: &Tensor) -> CandleResult<(Tensor, Tensor, Tensor)> {
+        Ok((self.to_q.forward(x)?, self.to_k.forward(context)?, self.to_v.forward(context)?))
+    }
+
+    fn attend(&self, (q, k, v): (&Tensor, &Tensor, &Tensor), mask: Mask) -> CandleResult<Tensor> {
+        self.to_out.forward(&ops::attention(q, k, v, self.heads, mask)?)
     }
 }

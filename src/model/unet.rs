@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Result as CandleResult, Tensor};
 
 use super::blocks::{CrossBlocks, DownBlock, LevelShape, MidBlock, UpBlock};
 use super::config::UnetConfig;
+use super::coupling::{Coupling, Sight};
 use super::layers::{Conv, GroupNorm, Linear};
 use super::params::{NamedVars, Params};
 use super::transformer::Conditioning;
@@ -135,6 +136,18 @@ impl JointUnet {
         context: &Tensor,
         shape: SetShape,
     ) -> CandleResult<Tensor> {
+        self.forward_seeing(input, timesteps, context, shape, &Sight::default())
+    }
+
+    /// [`JointUnet::forward`], the images' sight of each other changed or watched.
+    pub fn forward_seeing(
+        &self,
+        input: &Tensor,
+        timesteps: &Tensor,
+        context: &Tensor,
+        shape: SetShape,
+        sight: &Sight,
+    ) -> CandleResult<Tensor> {
         let (total, _, h, w) = input.dims4()?;
         let multiple = 1 << (self.down_blocks.len() - 1);
         if total != shape.total() || timesteps.dims() != [shape.sets] || context.dim(0)? != total {
@@ -151,7 +164,7 @@ impl JointUnet {
         let conditioning = Conditioning {
             time: self.time_embedding(timesteps, shape, input.dtype())?,
             context: context.clone(),
-            coupled_images: if self.coupled { shape.images } else { 1 },
+            coupling: Coupling { images: if self.coupled { shape.images } else { 1 }, sight: sight.clone() },
             is_checkpointed: self.checkpointed,
         };
         let mut hidden = self.conv_in.forward(&ops::to_channels_last(input)?)?; // [b·n, h, w, c]
