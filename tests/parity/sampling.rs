@@ -8,7 +8,7 @@ use jedi::device::Runtime;
 use jedi::diffusion::{Guidance, Sampler};
 use jedi::model::Files;
 use jedi::sample::noise::GivenNoise;
-use jedi::sample::pipeline::{Pipeline, Reference, SampleSettings, SetRequest};
+use jedi::sample::{Pipeline, Reference, SampleSettings, SetRequest};
 
 use crate::compare::{Comparison, values};
 use crate::golden::{Golden, path};

@@ -1,27 +1,31 @@
 //! `jedi sample`: references and prompts become pictures. What is wrong is found before the sampling starts; pictures
 //! are written as they are done.
 
+mod references;
+mod requests;
+mod story;
+
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use candle_core::{Device, DeviceLocation, Tensor};
 use image::RgbImage;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::models;
 use crate::cli::{self, SampleArgs};
-use crate::data::{self, load_reference};
 use crate::device::Runtime;
-use crate::diffusion::{Guidance, Sampler};
+use crate::diffusion::Sampler;
 use crate::interrupt::Interrupt;
 use crate::invalid::invalid;
-use crate::model::Files;
 use crate::model::write::write_tensors;
 use crate::ops::{Precision, set_matmul_precision};
 use crate::report;
 use crate::sample::gallery::check_file_writable;
-use crate::sample::{Gallery, GivenNoise, Pipeline, Reference, SampleSettings, SetRequest};
-use crate::sha256::sha256_hex;
+use crate::sample::{Gallery, GivenNoise, Pipeline, SampleSettings};
+use references::read_references;
+use requests::{guidance, requests};
+use story::{Story, line};
 
 pub fn run(args: SampleArgs) -> Result<()> {
     let files = models::open(&args.model)?;
@@ -94,55 +98,6 @@ pub fn run(args: SampleArgs) -> Result<()> {
     Ok(())
 }
 
-/// A reference as the user gave it.
-struct Shown {
-    image: RgbImage,
-    caption: Option<String>,
-    path: String,
-    sha256: String,
-}
-
-fn read_references(args: &SampleArgs) -> Result<Vec<Shown>> {
-    let fit = match args.fit {
-        cli::Fit::Crop => data::Fit::Crop,
-        cli::Fit::Pad => data::Fit::Pad,
-    };
-    let read = |reference: &cli::Reference| {
-        let path = reference.image.display().to_string();
-        if !reference.image.exists() {
-            return Err(invalid(format!("--ref {path}: no such file; check the path")));
-        }
-        let (image, notices) = load_reference(&reference.image, fit)?;
-        for notice in notices {
-            report::warn(format!("{path}: {notice}"));
-        }
-        let bytes = std::fs::read(&reference.image).with_context(|| path.clone())?;
-        Ok(Shown { image, caption: reference.caption.clone(), path, sha256: sha256_hex(&bytes) })
-    };
-    args.references.iter().map(read).collect()
-}
-
-/// The guidance that the flags ask for.
-fn guidance(args: &SampleArgs, files: &Files) -> Result<Guidance> {
-    let scale = models::guidance_scale(args.scale, files)?;
-    let text_scale = args.text_scale.unwrap_or(scale);
-    let image_scale = args.image_scale.unwrap_or(scale);
-    let has_one_scale = matches!(args.guidance, cli::Guidance::Joint | cli::Guidance::TextOnly);
-    for (flag, value) in [("--text-scale", args.text_scale), ("--image-scale", args.image_scale)] {
-        if let Some(value) = value.filter(|_| has_one_scale) {
-            return Err(invalid(format!(
-                "{flag} {value}: works with --guidance text-first or image-first; the other ways take --scale"
-            )));
-        }
-    }
-    Ok(match args.guidance {
-        cli::Guidance::Joint => Guidance::Joint { scale },
-        cli::Guidance::TextOnly => Guidance::TextOnly { scale },
-        cli::Guidance::TextFirst => Guidance::TextFirst { text_scale, image_scale },
-        cli::Guidance::ImageFirst => Guidance::ImageFirst { text_scale, image_scale },
-    })
-}
-
 /// What would be lost or could not be written in the end.
 fn check_outputs(args: &SampleArgs, gallery: &Gallery) -> Result<()> {
     if let Some(path) = &args.save_latents {
@@ -178,90 +133,6 @@ fn note_what_may_surprise(args: &SampleArgs, pipeline: &Pipeline) -> Result<()> 
         report::note("--uncoupled: the references cannot be seen");
     }
     Ok(())
-}
-
-/// One set a picture, or all pictures in one; each picture has its own seed.
-fn requests(args: &SampleArgs, shown: &[Shown], size: usize) -> Vec<SetRequest> {
-    let known = |shown: &Shown| Reference {
-        image: data::resized(&shown.image, size as u32),
-        caption: shown.caption.clone().unwrap_or_default(),
-    };
-    let references: Vec<Reference> = shown.iter().map(known).collect();
-    let each = args.prompts.iter().flat_map(|prompt| (0..args.num_images as u64).map(move |j| (prompt.clone(), j)));
-    let set = |prompts, seeds| SetRequest { references: references.clone(), prompts, seeds };
-    if args.joint {
-        let prompts: Vec<String> = each.map(|(prompt, _)| prompt).collect();
-        let seeds = (0..prompts.len() as u64).map(|j| args.seed.wrapping_add(j)).collect();
-        return vec![set(prompts, seeds)];
-    }
-    each.map(|(prompt, j)| set(vec![prompt], vec![args.seed.wrapping_add(j)])).collect()
-}
-
-/// How the pictures of a run came about.
-struct Story<'a> {
-    args: &'a SampleArgs,
-    shown: &'a [Shown],
-    settings: &'a SampleSettings,
-    device: String,
-}
-
-impl Story<'_> {
-    /// All that makes one picture again.
-    fn of_picture(&self, prompt: &str, seed: u64) -> Value {
-        let SampleSettings { steps, guidance, size, .. } = self.settings;
-        let reference = |shown: &Shown| json!({"path": shown.path, "sha256": shown.sha256, "caption": shown.caption});
-        let guidance = match guidance {
-            Guidance::Joint { scale } => json!({"kind": "joint", "scale": scale}),
-            Guidance::TextOnly { scale } => json!({"kind": "text-only", "scale": scale}),
-            Guidance::TextFirst { text_scale, image_scale } => {
-                json!({"kind": "text-first", "text_scale": text_scale, "image_scale": image_scale})
-            }
-            Guidance::ImageFirst { text_scale, image_scale } => {
-                json!({"kind": "image-first", "text_scale": text_scale, "image_scale": image_scale})
-            }
-        };
-        let fit = match self.args.fit {
-            cli::Fit::Crop => "crop",
-            cli::Fit::Pad => "pad",
-        };
-        let mut record = json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "model": self.args.model,
-            "prompt": prompt,
-            "references": self.shown.iter().map(reference).collect::<Vec<_>>(),
-            "fit": fit,
-            "seed": seed,
-            "steps": steps,
-            "sampler": "ddim",
-            "guidance": guidance,
-            "size": size,
-            "coupled": !self.args.uncoupled,
-            "device": self.device,
-            "dtype": match self.args.dtype {
-                cli::Dtype::F32 => "f32",
-                cli::Dtype::Bf16 => "bf16",
-            },
-        });
-        if self.args.joint {
-            record["set"] = json!({"prompts": self.args.prompts, "num_images": self.args.num_images,
-                "seed": self.args.seed});
-        }
-        if let Some(noise) = &self.args.noise {
-            record["noise"] = json!(noise);
-        }
-        record
-    }
-}
-
-/// A picture on stdout: its path, or all about it.
-fn line(path: &Path, record: &Value, is_json: bool) -> String {
-    let path = path.display().to_string();
-    let mut all = json!({ "path": path });
-    match (all.as_object_mut(), record.as_object()) {
-        (Some(all), Some(record)) if is_json => all.extend(record.clone()),
-        _ => return path,
-    }
-    all.to_string()
 }
 
 fn device_name(device: &Device) -> String {
