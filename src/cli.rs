@@ -1,8 +1,10 @@
 //! The command line as clap types and nothing else: parsing reads no file and opens no device. The `commands` turn
 //! these into settings; the value parsers (what a single flag may hold) are in `cli/values.rs`.
 
+mod sample;
 mod values;
 
+pub use sample::{Dtype, Fit, Guidance, SampleArgs, Sampler};
 pub use values::{Device, Reference, Shard};
 
 use std::path::PathBuf;
@@ -21,7 +23,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Make new pictures of the subject that the reference pictures show
-    Sample(SampleArgs),
+    Sample(Box<SampleArgs>),
     /// Train a model, or go on with a run that was stopped
     Train(TrainArgs),
     /// Make sets of pictures that share a subject, to train on
@@ -33,78 +35,6 @@ pub enum Command {
     /// Look inside a model or a file; lets other programs check the networks
     #[command(subcommand)]
     Inspect(InspectCommand),
-}
-
-#[derive(Debug, Args)]
-pub struct SampleArgs {
-    /// A picture of the subject, with its caption after `=` if it has one; repeat for more pictures.
-    /// Without any, the set is made from text alone
-    #[arg(long = "ref", value_name = "IMG[=CAPTION]")]
-    pub references: Vec<Reference>,
-    /// What the new picture shows; repeat for more pictures, each its own set with the references
-    #[arg(long = "prompt", value_name = "TEXT", required = true)]
-    pub prompts: Vec<String>,
-    /// Model folder (diffusers layout), or `toybox`: the small model inside this program
-    #[arg(long, value_name = "M", default_value = "toybox")]
-    pub model: String,
-    /// Folder for the pictures, or the path of a .png file when exactly one picture is made
-    #[arg(long, value_name = "PATH", default_value = "out")]
-    pub out: PathBuf,
-    /// Pictures per prompt
-    #[arg(long, value_name = "K", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
-    pub num_images: usize,
-    /// Make all pictures as one set with the references, instead of one set per picture
-    #[arg(long)]
-    pub joint: bool,
-    /// Denoising steps
-    #[arg(long, value_name = "N", default_value_t = 30, value_parser = steps())]
-    pub steps: usize,
-    /// Sampling method
-    #[arg(long, value_enum, default_value_t = Sampler::Ddim)]
-    pub sampler: Sampler,
-    /// What the guidance pushes towards
-    #[arg(long, value_enum, default_value_t = Guidance::Joint)]
-    pub guidance: Guidance,
-    /// Guidance scale, 1 = no guidance [default: the model's own, else 3]
-    #[arg(long, value_name = "λ", value_parser = values::scale)]
-    pub scale: Option<f64>,
-    /// Scale of the direction that adds the text; only with --guidance text-first or image-first [default: --scale]
-    #[arg(long, value_name = "λ", value_parser = values::scale)]
-    pub text_scale: Option<f64>,
-    /// Scale of the direction that adds the references; only with --guidance text-first or image-first
-    /// [default: --scale]
-    #[arg(long, value_name = "λ", value_parser = values::scale)]
-    pub image_scale: Option<f64>,
-    /// Seed of all random numbers: the same seed gives the same pictures
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    pub seed: u64,
-    /// Side of the pictures in pixels [default: the model's own]
-    #[arg(long, value_name = "PX", value_parser = pixels())]
-    pub size: Option<usize>,
-    /// Also write grid.png: the references beside the results
-    #[arg(long)]
-    pub grid: bool,
-    /// How a reference that is not square becomes square
-    #[arg(long, value_enum, default_value_t = Fit::Crop)]
-    pub fit: Fit,
-    /// Keep self-attention inside each picture: the ablation, in which the references cannot be seen
-    #[arg(long)]
-    pub uncoupled: bool,
-    /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
-    pub device: Device,
-    /// Number format of the networks
-    #[arg(long, value_enum, default_value_t = Dtype::F32)]
-    pub dtype: Dtype,
-    /// Print the results to stdout as JSON, one object a line
-    #[arg(long)]
-    pub json: bool,
-    /// Safetensors file to take the noise from instead of --seed: `target [k,c,h,w]`, `reference [steps,n,c,h,w]`
-    #[arg(long, value_name = "FILE")]
-    pub noise: Option<PathBuf>,
-    /// Safetensors file to write the final latents to: `latents [k,c,h,w]`
-    #[arg(long, value_name = "FILE")]
-    pub save_latents: Option<PathBuf>,
 }
 
 /// Run the same command again to go on with a run that was stopped.
@@ -265,39 +195,6 @@ pub struct InspectVaeArgs {
 pub struct InspectCheckpointArgs {
     /// A .safetensors file, or a folder that holds such files at any depth
     pub path: PathBuf,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Sampler {
-    /// Deterministic DDIM
-    Ddim,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Guidance {
-    /// Text and references together
-    Joint,
-    /// First the text, then the references on top of it
-    TextFirst,
-    /// First the references, then the text on top of them
-    ImageFirst,
-    /// The text alone; the references condition but are not pushed
-    TextOnly,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Fit {
-    /// Keep the centre square
-    Crop,
-    /// Keep all of it and fill up to a square
-    Pad,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Dtype {
-    F32,
-    /// Matrix products of bf16 factors, summed in f32: faster on CPUs with AMX, the same as f32 on others
-    Bf16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use jedi::device::Runtime;
-use jedi::diffusion::{Guidance, Sampler, mse};
+use jedi::diffusion::{Guidance, mse};
 use jedi::model::params::{NamedVars, Params};
 use jedi::model::{Files, JointUnet, TextConfig, TextEncoder, UnetConfig, Vae, VaeConfig};
 use jedi::ops;
@@ -216,10 +216,10 @@ fn a_seed_gives_the_same_picture_in_any_batch() {
             caption: "a toy".into(),
         }],
         prompts: vec!["the toy on the table".into()],
+        negative_prompt: String::new(),
         seeds: vec![seed],
     };
-    let guidance = Guidance::Joint { scale: 3.0 };
-    let settings = SampleSettings { sampler: Sampler::Ddim, steps: 3, guidance, size: 16 };
+    let settings = SampleSettings::new(Guidance::Joint { scale: 3.0 }, 3, 16);
     let paint = |requests: &[SetRequest]| pipeline.paint(requests, &settings, None, &mut || Ok(())).unwrap().latents;
     let (alone, together) = (paint(&[request(11)]), paint(&[request(5), request(11)]));
     assert!(distance(&image_of(&together, 1), &image_of(&alone, 0)) < 1e-5);

@@ -16,7 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("model", &["ops"]),
     ("data", &["ops"]),
     ("eval", &["model", "data", "ops"]),
-    ("sample", &["model", "diffusion", "data"]),
+    ("sample", &["model", "diffusion", "data", "ops"]),
     ("train", &["model", "diffusion", "data", "ops"]),
     ("synth", &["sample", "eval", "data"]),
     ("cli", &[]),

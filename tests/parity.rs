@@ -19,5 +19,7 @@ mod vae;
 
 #[path = "parity/diffusion.rs"]
 mod diffusion;
+#[path = "parity/samplers.rs"]
+mod samplers;
 #[path = "parity/sampling.rs"]
 mod sampling;

@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use image::{Rgb, RgbImage};
 use jedi::config;
 use jedi::device::Runtime;
-use jedi::diffusion::{Guidance, Sampler};
+use jedi::diffusion::Guidance;
 use jedi::model::params::{NamedVars, Params};
 use jedi::model::{Files, JointUnet, TextConfig, TextEncoder, UnetConfig, Vae, VaeConfig, toybox};
 use jedi::ops;
@@ -180,10 +180,11 @@ fn sample(steps: usize) -> Result<Run> {
     let request = SetRequest {
         references: vec![Reference { image, caption: "a photo of a robot".into() }],
         prompts: vec!["a photo of a robot on the beach".into()],
+        negative_prompt: String::new(),
         seeds: vec![0],
     };
     let guidance = Guidance::Joint { scale: 3.0 };
-    let settings = SampleSettings { sampler: Sampler::Ddim, steps, guidance, size };
+    let settings = SampleSettings::new(guidance, steps, size);
     Ok(Box::new(move || {
         let started = Instant::now();
         let painted = pipeline.paint(std::slice::from_ref(&request), &settings, None, &mut || Ok(()))?;

@@ -2,9 +2,10 @@
 
 import torch
 from diffusers import DDIMScheduler
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from transformers import CLIPTokenizerFast
 
-from . import networks
+from . import networks, samplers
 from .files import generator, normal, save
 from .text import context_of
 from .unet import inputs_for, predict
@@ -50,20 +51,31 @@ def write_training(folder):
     )
 
 
-def guided(eps, guidance, scale, text_scale, image_scale):
+def norms(direction):
+    return direction.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+
+
+def guided(eps, guidance, scales, normalised=False, rescale=0.0):
     """design.md, section 1. `eps(text, image)` predicts with the text or the references kept or nulled."""
     full = eps(True, True)
     if guidance == "text-only":
         without_text = eps(False, True)
-        return without_text + scale * (full - without_text)
-    null = eps(False, False)
-    if guidance == "joint":
-        return null + scale * (full - null)
-    if guidance == "text-first":
-        middle, first, second = eps(True, False), text_scale, image_scale
+        prediction = without_text + scales["scale"] * (full - without_text)
+    elif guidance == "joint":
+        null = eps(False, False)
+        prediction = null + scales["scale"] * (full - null)
     else:
-        middle, first, second = eps(False, True), image_scale, text_scale
-    return null + first * (middle - null) + second * (full - middle)
+        null = eps(False, False)
+        if guidance == "text-first":
+            middle, first, second = eps(True, False), scales["text_scale"], scales["image_scale"]
+        else:
+            middle, first, second = eps(False, True), scales["image_scale"], scales["text_scale"]
+        one, two = middle - null, full - middle
+        if normalised:
+            smaller = torch.minimum(norms(one), norms(two))
+            one, two = one * smaller / norms(one), two * smaller / norms(two)
+        prediction = null + first * one + second * two
+    return rescale_noise_cfg(prediction, full, rescale) if rescale else prediction
 
 
 class Models:
@@ -91,9 +103,9 @@ class Models:
 
 
 @torch.no_grad()
-def sample(models, case, guidance, scales):
-    """The replacement trick (JeDi, section 3.3): references, then targets; DDIM without fresh noise."""
-    scheduler = networks.scheduler()
+def sample(models, case, scales, guidance="joint", sampler="ddim", negative="", **restraint):
+    """The replacement trick (JeDi, section 3.3): references, then targets."""
+    scheduler = samplers.scheduler(sampler)
     scheduler.set_timesteps(STEPS)
     x = case["target"] * scheduler.init_noise_sigma
     known = models.latents(case["pictures"]) if "pictures" in case else x[:0]
@@ -101,10 +113,18 @@ def sample(models, case, guidance, scales):
     images = references + targets
     mask = torch.tensor([0.0] * references + [1.0] * targets).double().reshape(images, 1, 1, 1).expand(images, 1, *size)
     reference = torch.cat([known, torch.zeros_like(x)])
-    context, null_context = models.context(case["texts"]), models.context([""] * images)
+    context = models.context(case["texts"])
+    null_context = models.context([""] * references + [negative] * targets)
+    samplers.add_given_noise(case["ancestral"])
     for index, t in enumerate(scheduler.timesteps):
-        noised = scheduler.add_noise(known, case["reference"][index], t) if references else known
-        noisy = torch.cat([noised, x])
+        noised = known
+        if references and sampler == "ddim":
+            noised = scheduler.add_noise(known, case["reference"][index], t)
+        elif references:
+            # The noise level that the network is told, whatever x is to the sampler.
+            sigma = scheduler.sigmas[index].double()
+            noised = (known + sigma * case["reference"][index]) / (sigma**2 + 1) ** 0.5
+        noisy = torch.cat([noised, scheduler.scale_model_input(x, t).double()])
 
         def eps(text, image):
             branch = {
@@ -114,10 +134,10 @@ def sample(models, case, guidance, scales):
                 "timesteps": t[None],
                 "context": context if text else null_context,
             }
-            return predict(models.unet, branch, images)
+            return predict(models.unet, branch, images)[references:]
 
-        x = scheduler.step(guided(eps, guidance, **scales)[references:], t, x).prev_sample
-    return x
+        x = scheduler.step(guided(eps, guidance, scales, **restraint), t, x).prev_sample
+    return x.double()
 
 
 def write_sampling(folder):
@@ -127,14 +147,27 @@ def write_sampling(folder):
     pictures = torch.randint(0, 256, (REFERENCES, 3, 16, 16), generator=random).double()
     texts = ["a photo of the red toy", "", "the same toy on the beach, at night", "two dogs in the snow"]
     target, reference = normal(random, 2, 4, 8, 8), normal(random, STEPS, REFERENCES, 4, 8, 8)
+    ancestral = normal(generator(521), STEPS, 2, 4, 8, 8)
     scales = dict(scale=3.0, text_scale=2.5, image_scale=1.5)
-    one = {"pictures": pictures, "texts": texts[:3], "target": target[:1], "reference": reference}
-    runs = {guidance: (one, guidance) for guidance in ("joint", "text-first", "image-first", "text-only")}
-    runs["two-targets"] = ({**one, "texts": texts, "target": target}, "joint")
-    runs["no-references"] = ({"texts": texts[2:], "target": target}, "joint")
-    stored = {"pictures": pictures, "target": target, "reference": reference}
-    for name, (case, guidance) in runs.items():
-        stored[f"{name}.latents"] = sample(models, case, guidance, scales)
+    one = {
+        "pictures": pictures,
+        "texts": texts[:3],
+        "target": target[:1],
+        "reference": reference,
+        "ancestral": ancestral[:, :1],
+    }
+    two = {**one, "texts": texts, "target": target, "ancestral": ancestral}
+    negative = "two dogs, blurred"
+    runs = {guidance: (one, dict(guidance=guidance)) for guidance in ("joint", "text-first", "image-first", "text-only")}
+    runs["two-targets"] = (two, {})
+    runs["no-references"] = ({"texts": texts[2:], "target": target, "ancestral": ancestral}, {})
+    runs.update({f"sampler {name}": (two, dict(sampler=name)) for name in samplers.KINDS})
+    runs["negative"] = (two, dict(negative=negative))
+    runs["normalised"] = (two, dict(guidance="text-first", normalised=True))
+    runs["rescaled"] = (two, dict(rescale=0.7))
+    stored = {"pictures": pictures, "target": target, "reference": reference, "ancestral": ancestral}
+    for name, (case, options) in runs.items():
+        stored[f"{name}.latents"] = sample(models, case, scales, **options)
         with torch.no_grad():
             stored[f"{name}.pictures"] = models.pictures(stored[f"{name}.latents"])
     save(
@@ -142,6 +175,7 @@ def write_sampling(folder):
         stored,
         520,
         texts=texts,
+        negative=negative,
         scales=scales,
         steps=STEPS,
         tolerance=LATENT_TOLERANCE,

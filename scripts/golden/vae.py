@@ -32,6 +32,23 @@ def assert_diffusers_reads_old_names(network, picture, latents):
     assert torch.equal(found, latents)
 
 
+def write_tiles(folder, network):
+    """A picture of several tiles of 16 pixels with a narrow last row and column."""
+    random = generator(310)
+    factor = network.config.scaling_factor
+    picture = torch.rand(2, 3, 40, 28, generator=random).double() * 2 - 1
+    latents = normal(random, 2, 4, 20, 14)
+    network.enable_tiling()
+    tensors = {
+        "picture": picture,
+        "latents": latents,
+        "encoded": network.encode(picture).latent_dist.mean * factor,
+        "decoded": network.decode(latents / factor).sample,
+    }
+    network.disable_tiling()
+    save(folder / "vae-tiles.safetensors", tensors, 310, tile=network.tile_sample_min_size, tolerance=TOLERANCE)
+
+
 def write(folder):
     random = generator(300)
     network = networks.vae().double()
@@ -47,3 +64,5 @@ def write(folder):
     facts = dict(tolerance=TOLERANCE, gradient_tolerance=GRADIENT_TOLERANCE)
     save(folder / "vae-cases.safetensors", tensors, 300, **facts)
     save(folder / "vae-gradients.safetensors", gradients_by_name(network, loss), 300, **facts)
+    with torch.no_grad():
+        write_tiles(folder, network)

@@ -92,6 +92,14 @@ pub fn scale(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A share: 0 to 1.
+pub fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("use a number from 0 to 1".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,5 +130,7 @@ mod tests {
         assert!("gpu".parse::<Device>().is_err() && "cuda:x".parse::<Device>().is_err());
         assert_eq!(scale("0"), Ok(0.0));
         assert!(scale("-0.5").is_err() && scale("nan").is_err() && scale("inf").is_err());
+        assert_eq!(share("0.7"), Ok(0.7));
+        assert!(share("1.1").is_err() && share("-0.1").is_err() && share("nan").is_err());
     }
 }

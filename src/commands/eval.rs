@@ -7,7 +7,7 @@ use super::{models, toybox_trials};
 use crate::cli::{EvalArgs, EvalRow, Protocol};
 use crate::data::{sheet, write_png};
 use crate::device::Runtime;
-use crate::diffusion::{Guidance, Sampler};
+use crate::diffusion::Guidance;
 use crate::eval::{Judge, JudgeSettings, Label, Report, judge_pictures, oracle, run as run_trials, trials};
 use crate::interrupt::Interrupt;
 use crate::report;
@@ -26,12 +26,8 @@ pub fn run(args: EvalArgs) -> Result<()> {
         std::fs::create_dir_all(out).with_context(|| format!("--out {}: cannot be made", out.display()))?;
     }
     let coupled = Pipeline::load(&files, &runtime, true)?;
-    let settings = SampleSettings {
-        sampler: Sampler::Ddim,
-        steps: args.steps,
-        guidance: Guidance::Joint { scale: models::guidance_scale(args.scale, &files)? },
-        size: coupled.native_size(),
-    };
+    let guidance = Guidance::Joint { scale: models::guidance_scale(args.scale, &files)? };
+    let settings = SampleSettings::new(guidance, args.steps, coupled.native_size());
 
     report::note("fitting the judge to real pictures of the 64 toys");
     let judge_settings = JudgeSettings { seed: args.seed, ..JudgeSettings::default() };
@@ -41,7 +37,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let real = world.draw_all(ORACLE_VARIATION..ORACLE_VARIATION + 1, &draw);
     let mut oracle_rows = oracle(&judge, &real, args.seed)?;
     let (pictures, wanted): (Vec<RgbImage>, Vec<Label>) = real.into_iter().map(|real| (real.image, real.label)).unzip();
-    let through_vae = coupled.reconstruct(&pictures, settings.size)?;
+    let through_vae = coupled.reconstruct(&pictures, &settings)?;
     oracle_rows.push(judge_pictures("real pictures, through the VAE", &judge, &through_vae, &wanted)?);
 
     let mut trials = trials(&world, 1, args.seed)?;

@@ -39,7 +39,7 @@ pub fn run() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<()> {
     match command {
-        Command::Sample(args) => sample::run(args),
+        Command::Sample(args) => sample::run(*args),
         Command::Train(args) => train::run(args),
         Command::SynthData(args) => synth_data::run(args),
         Command::Eval(args) => eval::run(args),

@@ -8,7 +8,7 @@ use image::RgbImage;
 use super::{models, toybox_trials};
 use crate::data::{SetSource, images_from_tensor, sheet, tensor_from_images, write_png};
 use crate::device::Runtime;
-use crate::diffusion::{Guidance, Sampler};
+use crate::diffusion::Guidance;
 use crate::eval::trials;
 use crate::model::{Files, Vae, VaeConfig};
 use crate::sample::{Pipeline, SampleSettings};
@@ -38,12 +38,8 @@ pub fn write(objective: ObjectiveKind, run: &Path, steps: u64, model: &Path, run
 
 fn pictures(files: &Files, runtime: &Runtime) -> Result<Vec<(RgbImage, RgbImage)>> {
     let pipeline = Pipeline::load(files, runtime, true)?;
-    let settings = SampleSettings {
-        sampler: Sampler::Ddim,
-        steps: STEPS,
-        guidance: Guidance::Joint { scale: models::guidance_scale(None, files)? },
-        size: pipeline.native_size(),
-    };
+    let guidance = Guidance::Joint { scale: models::guidance_scale(None, files)? };
+    let settings = SampleSettings::new(guidance, STEPS, pipeline.native_size());
     let mut trials = trials(&toybox_trials::world(), 1, 0)?;
     trials.truncate(TOYS);
     let requests = toybox_trials::requests(&trials, settings.size, true);

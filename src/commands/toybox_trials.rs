@@ -35,6 +35,7 @@ pub fn requests(trials: &[Trial], size: usize, has_references: bool) -> Vec<SetR
         SetRequest {
             references: has_references.then(reference).into_iter().collect(),
             prompts: vec![caption(Kind::ALL[trial.kind], Scene::ALL[trial.prompt_scene], trial.wording)],
+            negative_prompt: String::new(),
             seeds: vec![trial.seed],
         }
     };

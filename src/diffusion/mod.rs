@@ -1,11 +1,11 @@
-//! The mathematics of diffusion, without networks: noise schedule, loss, guidance, sampler steps.
+//! The mathematics of diffusion, without networks: noise schedule, loss, guidance, samplers.
 
 pub mod guidance;
-pub mod sampler;
+pub mod samplers;
 pub mod schedule;
 
-pub use guidance::{Branch, Guidance};
-pub use sampler::Sampler;
+pub use guidance::{Branch, Guidance, Restraint};
+pub use samplers::{Level, Sampler};
 pub use schedule::{NoiseSchedule, ScheduleConfig};
 
 use candle_core::{DType, Result, Tensor};

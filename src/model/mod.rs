@@ -15,6 +15,7 @@ pub mod toybox;
 mod transformer;
 pub mod unet;
 pub mod vae;
+mod vae_tiles;
 pub mod write;
 
 pub use config::{UnetConfig, VaeConfig};

@@ -8,6 +8,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
+use super::any_batch::pictures_to_choose_by;
 use super::buffer::unwritten;
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
 use super::linear::{column_sums, linear, sum_of};
@@ -93,6 +94,11 @@ impl Geometry {
     /// Output positions over the whole batch.
     pub fn positions(self) -> usize {
         self.images * self.output.0 * self.output.1
+    }
+
+    /// The same for the choice of a kernel.
+    pub fn to_choose_by(self) -> Self {
+        Self { images: pictures_to_choose_by(self.images), ..self }
     }
 
     /// Whether the weight does not stay in the caches.

@@ -14,7 +14,7 @@ const GRAIN: usize = 32;
 
 /// Whether the weight outweighs the positions.
 pub fn suits(geometry: Geometry) -> bool {
-    geometry.positions() <= 512 && geometry.is_wide()
+    geometry.to_choose_by().positions() <= 512 && geometry.is_wide()
 }
 
 /// # Shapes

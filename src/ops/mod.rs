@@ -9,6 +9,7 @@
 //! `finite_differences.rs` holds the kernels' gradients to central differences in f64, `twins.rs` the compositions to the
 //! kernels, `tests/parity.rs` the kernels to PyTorch, and `gradient_flow.rs` the backward pass to its promises.
 
+mod any_batch;
 mod backward;
 mod buffer;
 mod checkpoint;
@@ -42,6 +43,7 @@ mod winograd;
 
 pub use activation::{geglu, gelu, quick_gelu, silu};
 pub use adamw::{AdamW, Moments};
+pub use any_batch::alike_in_any_batch;
 pub use attention::{Mask, attention};
 pub use backward::{Gradients, backward, backward_from};
 pub use checkpoint::checkpoint;

@@ -25,7 +25,7 @@ const POINTS: usize = 16;
 pub fn suits(geometry: Geometry) -> bool {
     let (c, out) = geometry.channels;
     let enough = if geometry.is_wide() { 128 } else { 64 };
-    geometry.kernel == 3 && geometry.conv.stride == 1 && c.min(out) >= 16 && tiles(geometry) >= enough
+    geometry.kernel == 3 && geometry.conv.stride == 1 && c.min(out) >= 16 && tiles(geometry.to_choose_by()) >= enough
 }
 
 /// Rows and columns of tiles in a picture.

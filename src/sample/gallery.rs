@@ -7,12 +7,10 @@ use anyhow::{Context as _, Result, ensure};
 use image::RgbImage;
 use serde_json::Value;
 
+use super::picture_file::{Format, sidecar_of};
 use crate::data::{sheet, write_png};
 use crate::invalid::invalid;
 use crate::whole_file::{temporary_name, write_whole};
-
-/// Keyword of the PNG text chunk that holds a picture's settings.
-pub const SETTINGS_KEYWORD: &str = "jedi";
 
 /// A folder that pictures are added to, or the one picture's file.
 pub struct Gallery {
@@ -24,12 +22,11 @@ pub struct Gallery {
 }
 
 impl Gallery {
-    /// Opens `out` for `n_pictures`: a `.png` path holds exactly one, anything else is a folder. Fails where no file can
-    /// be written, so that this is known before the work.
+    /// Opens `out` for `n_pictures`: a path with a picture's suffix holds exactly one, anything else is a folder. Fails
+    /// where no file can be written, so that this is known before the work.
     pub fn open(out: &Path, n_pictures: usize) -> Result<Self> {
         let name = out.display();
-        let is_png = out.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("png"));
-        if is_png && !out.is_dir() {
+        if !out.is_dir() && Format::of(out)?.is_some() {
             if n_pictures != 1 {
                 return Err(invalid(format!("--out {name}: is one file for {n_pictures} pictures; name a folder")));
             }
@@ -61,9 +58,30 @@ impl Gallery {
         let mut sidecar = serde_json::to_vec_pretty(settings)?;
         sidecar.push(b'\n');
         write_whole(&path.with_extension("json"), &sidecar)?;
-        let bytes = png_bytes(picture, settings).with_context(|| path.display().to_string())?;
+        let format = Format::of(&path)?.unwrap_or(Format::Png);
+        let bytes = format.bytes(picture, settings).with_context(|| path.display().to_string())?;
         write_whole(&path, &bytes)?;
         Ok(path)
+    }
+
+    /// The pictures that are there already, with the settings that made them; in the order of their names.
+    pub fn recorded(&self) -> Result<Vec<(PathBuf, Value)>> {
+        let mut pictures = match &self.only {
+            Some(path) => vec![path.clone()],
+            None => fs::read_dir(&self.folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?,
+        };
+        pictures.retain(|path| path.is_file() && Format::of(path).is_ok_and(|format| format.is_some()));
+        pictures.sort();
+        // A picture of another origin is none of ours.
+        Ok(pictures.into_iter().filter_map(|path| Some((path.clone(), sidecar_of(&path).ok()?))).collect())
+    }
+
+    /// Where a picture of the running work goes, to be replaced again and again.
+    pub fn preview_path(&self) -> PathBuf {
+        match &self.only {
+            Some(path) => path.with_extension("preview.png"),
+            None => self.folder.join("preview.png"),
+        }
     }
 
     /// Writes rows of equally many pictures of one size as `grid.png`, or `grid-2.png` … where there is one already.
@@ -123,19 +141,6 @@ fn slug(prompt: &str) -> String {
     if slug.is_empty() { "picture".into() } else { slug }
 }
 
-fn png_bytes(picture: &RgbImage, settings: &Value) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let mut encoder = png::Encoder::new(&mut bytes, picture.width(), picture.height());
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    // iTXt, not tEXt: prompts are Unicode.
-    encoder.add_itxt_chunk(SETTINGS_KEYWORD.into(), settings.to_string())?;
-    let mut writer = encoder.write_header()?;
-    writer.write_image_data(picture.as_raw())?;
-    writer.finish()?;
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,5 +178,17 @@ mod tests {
         let at = |x, y| grid.get_pixel(x, y).0;
         assert_eq!([at(7, 7), at(10, 7), at(7, 10), at(10, 10), at(8, 8)], [red, blue, blue, red, [255; 3]]);
         assert_eq!(gallery.add_grid(&[vec![&a]]).unwrap().file_name().unwrap(), "grid-2.png");
+    }
+
+    #[test]
+    fn pictures_that_are_there_are_known_by_their_settings() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut gallery = Gallery::open(folder.path(), 2).unwrap();
+        let picture = RgbImage::new(8, 8);
+        let first = gallery.add(&picture, "a cat", 5, &serde_json::json!({"seed": 5})).unwrap();
+        let second = gallery.add(&picture, "a cat", 6, &serde_json::json!({"seed": 6})).unwrap();
+        picture.save(folder.path().join("other.png")).unwrap();
+        fs::remove_file(&second).unwrap();
+        assert_eq!(gallery.recorded().unwrap(), [(first, serde_json::json!({"seed": 5}))]);
     }
 }

@@ -1,9 +1,23 @@
-//! Sampling: references and prompts become pictures. Read `pipeline`, then `noise`, then `gallery` (the files).
+//! Sampling: references and prompts become pictures. Read `request` (what is asked), `pipeline` (the model), `batches` (many
+//! sets), `conditions` and `walk` (one batch), `pictures` (the autoencoder), then `noise`, then `gallery` (the files) and
+//! `preview`.
 
+mod batches;
+mod conditions;
 pub mod gallery;
 pub mod noise;
+mod picture_file;
+mod pictures;
 pub mod pipeline;
+mod preview;
+pub mod request;
+mod walk;
 
+pub use batches::BatchKey;
 pub use gallery::Gallery;
 pub use noise::GivenNoise;
-pub use pipeline::{Painted, Pipeline, Reference, SampleSettings, SetRequest};
+pub use picture_file::settings_of;
+pub use pipeline::Pipeline;
+pub use preview::LatentColours;
+pub use request::{Painted, Reference, SampleSettings, SetRequest};
+pub use walk::Step;

@@ -16,10 +16,12 @@ pub struct GivenNoise {
     pub target: Tensor,
     /// Noise of the replacement trick, `[steps, n, c, h, w]`, the same for every set; not needed without references.
     pub reference: Option<Tensor>,
+    /// Noise of an ancestral sampler's steps, `[steps, k, c, h, w]`; drawn from the seeds where it is not given.
+    pub ancestral: Option<Tensor>,
 }
 
 impl GivenNoise {
-    /// Reads `target` and, where it is there, `reference` of a safetensors file.
+    /// Reads `target` and, where they are there, `reference` and `ancestral` of a safetensors file.
     pub fn read(path: &Path) -> Result<Self> {
         let name = path.display();
         if !path.is_file() {
@@ -28,12 +30,17 @@ impl GivenNoise {
         let mut tensors = read_safetensors(path)?;
         let mut take = |key| tensors.remove(key).map(|tensor| tensor.to_dtype(DType::F32)).transpose();
         let target = take("target")?.with_context(|| format!("{name}: tensor target is missing"))?;
-        Ok(Self { target, reference: take("reference")? })
+        Ok(Self { target, reference: take("reference")?, ancestral: take("ancestral")? })
     }
 
     /// The noise of `count` targets from number `first` on.
     pub fn of_targets(&self, first: usize, count: usize) -> Result<Self> {
-        Ok(Self { target: self.target.narrow(0, first, count)?, reference: self.reference.clone() })
+        let of_steps = |ancestral: &Tensor| ancestral.narrow(1, first, count);
+        Ok(Self {
+            target: self.target.narrow(0, first, count)?,
+            reference: self.reference.clone(),
+            ancestral: self.ancestral.as_ref().map(of_steps).transpose()?,
+        })
     }
 
     /// Checks the shapes against a run of `targets` images (of all sets) of `latent` (c, h, w) with `references` over `steps`.
@@ -57,6 +64,10 @@ impl GivenNoise {
             let found = reference.with_context(|| format!("--noise: tensor reference {expected:?} is missing"))?.dims();
             ensure!(found == expected, "--noise: tensor reference is {found:?}, this run needs {expected:?}");
         }
+        if let Some(ancestral) = &self.ancestral {
+            let (expected, found) = ([steps, targets, c, h, w], ancestral.dims());
+            ensure!(found == expected, "--noise: tensor ancestral is {found:?}, this run needs {expected:?}");
+        }
         Ok(())
     }
 }
@@ -79,6 +90,14 @@ pub fn reference_noise(seed: u64, step: usize, reference: usize, (c, h, w): (usi
     Ok(Rng::new(seed, "reference noise", index).normal_tensor(&[c, h, w])?)
 }
 
+/// Noise that an ancestral sampler adds at step `step` to the picture with this seed.
+///
+/// # Shapes
+/// - `[c, h, w]` on the host
+pub fn ancestral_noise(seed: u64, step: usize, (c, h, w): (usize, usize, usize)) -> Result<Tensor> {
+    Ok(Rng::new(seed, "ancestral noise", step as u64).normal_tensor(&[c, h, w])?)
+}
+
 /// All noise of a batch of sets.
 pub struct BatchNoise<'a> {
     /// Seeds of the targets of each set.
@@ -93,22 +112,25 @@ pub struct BatchNoise<'a> {
 
 impl BatchNoise<'_> {
     /// # Shapes
-    /// - `[b·n, c, h, w]`: the targets' start noise, zeros in the references' places
+    /// - `[b·targets, c, h, w]`: the targets' start noise
     pub fn start(&self, device: &Device) -> Result<Tensor> {
-        let (c, h, w) = self.latent;
-        let nothing = Tensor::zeros((c, h, w), candle_core::DType::F32, &Device::Cpu)?;
-        let mut all = Vec::new();
-        let mut target = 0;
-        for seeds in self.seeds {
-            all.extend(std::iter::repeat_n(nothing.clone(), self.references));
-            for &seed in *seeds {
-                all.push(match self.given {
-                    Some(given) => given.target.get(target)?,
-                    None => target_noise(seed, self.latent)?,
-                });
-                target += 1;
-            }
+        match self.given {
+            Some(given) => Ok(given.target.to_device(device)?),
+            None => self.of_targets(|seed| target_noise(seed, self.latent), device),
         }
+    }
+
+    /// # Shapes
+    /// - `[b·targets, c, h, w]`: what an ancestral sampler adds at step `step`
+    pub fn fresh_at(&self, step: usize, device: &Device) -> Result<Tensor> {
+        match self.given.and_then(|given| given.ancestral.as_ref()) {
+            Some(ancestral) => Ok(ancestral.get(step)?.to_device(device)?),
+            None => self.of_targets(|seed| ancestral_noise(seed, step, self.latent), device),
+        }
+    }
+
+    fn of_targets(&self, noise: impl Fn(u64) -> Result<Tensor>, device: &Device) -> Result<Tensor> {
+        let all = self.seeds.concat().into_iter().map(noise).collect::<Result<Vec<_>>>()?;
         Ok(Tensor::stack(&all, 0)?.to_device(device)?)
     }
 

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 use jedi::device::Runtime;
-use jedi::diffusion::{Guidance, Sampler};
+use jedi::diffusion::{Guidance, Restraint};
 use jedi::model::Files;
 use jedi::sample::noise::GivenNoise;
-use jedi::sample::pipeline::{Pipeline, Reference, SampleSettings, SetRequest};
+use jedi::sample::{Pipeline, Reference, SampleSettings, SetRequest};
 
 use crate::compare::{Comparison, values};
 use crate::golden::{Golden, path};
+use crate::samplers::SAMPLERS;
 
 /// Levels 0 to 255, `[b, 3, h, w]`.
 fn pictures(tensor: &Tensor) -> Vec<RgbImage> {
@@ -36,7 +37,12 @@ impl Run {
     }
 
     /// Paints `targets` pictures and holds latents and pictures to those of the run `name`.
-    fn check(&mut self, name: &str, guidance: Guidance, (references, targets): (usize, usize)) {
+    fn check(&mut self, name: &str, guidance: Guidance, counts: (usize, usize)) {
+        self.check_with(name, SampleSettings::new(guidance, self.case.fact("steps"), 16), counts, "");
+    }
+
+    fn check_with(&mut self, name: &str, settings: SampleSettings, counts: (usize, usize), negative: &str) {
+        let (references, targets) = counts;
         let texts: Vec<String> = self.case.fact("texts");
         // The script's texts are two captions, then two prompts.
         let images = pictures(&self.case.tensor("pictures").narrow(0, 0, references).unwrap());
@@ -49,9 +55,9 @@ impl Run {
         let noise = GivenNoise {
             target: self.case.tensor("target").narrow(0, 0, targets).unwrap(),
             reference: (!references.is_empty()).then(|| self.case.tensor("reference").clone()),
+            ancestral: Some(self.case.tensor("ancestral").narrow(1, 0, targets).unwrap()),
         };
-        let request = SetRequest { references, prompts, seeds: vec![0; targets] };
-        let settings = SampleSettings { sampler: Sampler::Ddim, steps: self.case.fact("steps"), guidance, size: 16 };
+        let request = SetRequest { references, prompts, negative_prompt: negative.into(), seeds: vec![0; targets] };
         let painted = self.pipeline.paint(&[request], &settings, Some(&noise), &mut || Ok(())).unwrap();
         let expected = self.case.tensor(&format!("{name}.latents"));
         self.comparison.tensor(&format!("{name} latents"), &painted.latents, expected, self.case.fact("tolerance"));
@@ -81,5 +87,42 @@ fn guided_sampling_runs_are_diffusers() {
     run.check("text-only", Guidance::TextOnly { scale }, (2, 1));
     run.check("two-targets", Guidance::Joint { scale }, (2, 2));
     run.check("no-references", Guidance::Joint { scale }, (0, 2));
+    run.comparison.finish();
+}
+
+/// Samplers that scale their x see the references at the noise level that the network is told.
+#[test]
+fn guided_runs_of_every_sampler_are_diffusers() {
+    let mut run = Run::new();
+    let scales: BTreeMap<String, f64> = run.case.fact("scales");
+    for (name, sampler) in SAMPLERS {
+        let plain = SampleSettings::new(Guidance::Joint { scale: scales["scale"] }, run.case.fact("steps"), 16);
+        run.check_with(&format!("sampler {name}"), SampleSettings { sampler, ..plain }, (2, 2), "");
+    }
+    run.comparison.finish();
+}
+
+#[test]
+fn negative_prompt_and_restraint_are_diffusers() {
+    let mut run = Run::new();
+    let scales: BTreeMap<String, f64> = run.case.fact("scales");
+    let joint = SampleSettings::new(Guidance::Joint { scale: scales["scale"] }, run.case.fact("steps"), 16);
+    let guidance = Guidance::TextFirst { text_scale: scales["text_scale"], image_scale: scales["image_scale"] };
+    let negative: String = run.case.fact("negative");
+    run.check_with("negative", joint.clone(), (2, 2), &negative);
+    let restraint = Restraint { is_normalised: true, rescale: 0.0 };
+    run.check_with("normalised", SampleSettings { guidance, restraint, ..joint.clone() }, (2, 2), "");
+    let restraint = Restraint { is_normalised: false, rescale: 0.7 };
+    run.check_with("rescaled", SampleSettings { restraint, ..joint }, (2, 2), "");
+    run.comparison.finish();
+}
+
+/// One branch and one set after the other: the same but for the rounding of sums.
+#[test]
+fn frugal_runs_are_the_same() {
+    let mut run = Run::new();
+    let scales: BTreeMap<String, f64> = run.case.fact("scales");
+    let joint = SampleSettings::new(Guidance::Joint { scale: scales["scale"] }, run.case.fact("steps"), 16);
+    run.check_with("two-targets", SampleSettings { is_frugal: true, ..joint }, (2, 2), "");
     run.comparison.finish();
 }

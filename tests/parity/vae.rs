@@ -7,7 +7,7 @@ use jedi::diffusion::mse;
 use jedi::model::{Vae, VaeConfig};
 use jedi::ops::backward;
 
-use crate::compare::Comparison;
+use crate::compare::{Comparison, values};
 use crate::golden::{Golden, compare_gradients, gradients, params, pipeline_part};
 
 /// SD1.4's names of the attention layers.
@@ -50,4 +50,24 @@ fn vae_is_diffusers() {
 fn vae_with_sd14_names_is_the_same() {
     assert!(old_spelling(Golden::open("vae-gradients").tensors).keys().any(|name| name.contains("proj_attn")));
     check(old_spelling);
+}
+
+#[test]
+fn vae_in_tiles_is_diffusers() {
+    let (config, weights) = pipeline_part::<VaeConfig>("vae", "diffusion_pytorch_model");
+    let vae = Vae::new(&config, params(weights.tensors, "vae")).unwrap().0;
+    let case = Golden::open("vae-tiles");
+    let (tile, tolerance) = (case.fact("tile"), case.fact("tolerance"));
+    assert_eq!(vae.native_tile(), tile);
+    let mut comparison = Comparison::default();
+    let encoded = vae.latents_in_tiles(case.tensor("picture"), tile).unwrap();
+    comparison.tensor("encoded", &encoded, case.tensor("encoded"), tolerance);
+    let decoded = vae.decode_in_tiles(case.tensor("latents"), tile).unwrap();
+    comparison.tensor("decoded", &decoded, case.tensor("decoded"), tolerance);
+    comparison.finish();
+    // A picture that fits in one tile is decoded whole.
+    let small = case.tensor("latents").narrow(2, 0, 6).and_then(|x| x.narrow(3, 0, 6)).unwrap().contiguous().unwrap();
+    let whole = values(&vae.decode(&small).unwrap());
+    assert_eq!(values(&vae.decode_in_tiles(&small, tile).unwrap()), whole);
+    assert!(vae.decode_in_tiles(&small, tile + 2).unwrap_err().to_string().contains("multiples of 8"));
 }

@@ -1,14 +1,16 @@
-//! `jedi sample` from outside, on a model of random weights: files, seeds and streams; `method` has the formulas,
-//! `refusals` what it does not take, or takes with a word.
+//! `jedi sample` from outside, on a model of random weights: files, seeds and streams; `method` has the formulas, `ways` the
+//! samplers and outputs, `repeat` the same picture again, `refusals` what it does not take, or takes with a word.
 
 #[path = "../harness/mod.rs"]
 mod harness;
 mod method;
 mod refusals;
+mod repeat;
 #[path = "../harness/room.rs"]
 mod room;
 #[path = "../tiny_model/mod.rs"]
 mod tiny_model;
+mod ways;
 
 use std::collections::BTreeSet;
 use std::fs;

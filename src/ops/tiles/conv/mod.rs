@@ -27,7 +27,7 @@ const PANEL: usize = 512;
 fn suits<T: Real>(geometry: Geometry) -> bool {
     let (c, out) = geometry.channels;
     let is_single = T::DTYPE == DType::F32 && geometry.conv.stride == 1;
-    let large = c.min(out) >= 4 && geometry.positions() >= SIDE;
+    let large = c.min(out) >= 4 && geometry.to_choose_by().positions() >= SIDE;
     let by_winograd = matmul_precision() == Precision::Highest && winograd::suits(geometry);
     is_single && large && !by_winograd && available()
 }

@@ -1,0 +1,174 @@
+//! The flags of `jedi sample`. What may be told by a prompts file or by an earlier picture too has no default here: whoever
+//! puts the three together fills it in.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, ValueEnum, builder::RangedU64ValueParser};
+use serde::{Deserialize, Serialize};
+
+use super::{Device, Reference, pixels, steps, values};
+
+#[derive(Debug, Args)]
+pub struct SampleArgs {
+    /// A picture of the subject, with its caption after `=` if it has one; repeat for more pictures.
+    /// Without any, the set is made from text alone
+    #[arg(long = "ref", value_name = "IMG[=CAPTION]")]
+    pub references: Vec<Reference>,
+    /// Caption of a reference: the first belongs to the first --ref, and so on; for files with `=` in their name
+    #[arg(long = "ref-caption", value_name = "TEXT")]
+    pub captions: Vec<String>,
+    /// What the new picture shows; repeat for more pictures, each its own set with the references
+    #[arg(long = "prompt", value_name = "TEXT", required_unless_present_any = ["prompts_file", "from"])]
+    pub prompts: Vec<String>,
+    /// What the new pictures are pushed away from, in place of the empty text
+    #[arg(long, value_name = "TEXT")]
+    pub negative_prompt: Option<String>,
+    /// Many pictures, one JSON object a line: `prompt`, and optionally `refs` (`["a.png", {"image": "b.png", "caption":
+    /// "a cat"}]`), `seed` and any of `negative_prompt`, `num_images`, `steps`, `sampler`, `karras`, `guidance`, `scale`,
+    /// `text_scale`, `image_scale`, `normalise_guidance`, `guidance_rescale`, `size`; what a line leaves out is as the
+    /// flags say. The same command again makes what is missing
+    #[arg(long, value_name = "F.jsonl", conflicts_with_all = ["prompts", "from", "joint", "grid", "noise", "save_latents"])]
+    pub prompts_file: Option<PathBuf>,
+    /// Repeat a picture that jedi made, by the settings in it or in the .json beside it; flags given here win
+    #[arg(long, value_name = "PICTURE")]
+    pub from: Option<PathBuf>,
+    /// Model folder (diffusers layout), or `toybox`: the small model inside this program [default: toybox]
+    #[arg(long, value_name = "M")]
+    pub model: Option<String>,
+    /// Folder for the pictures, or the path of a .png, .jpg or .webp file when exactly one picture is made
+    #[arg(long, value_name = "PATH", default_value = "out")]
+    pub out: PathBuf,
+    /// Pictures per prompt [default: 1]
+    #[arg(long, value_name = "K", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub num_images: Option<usize>,
+    /// Make all pictures as one set with the references, instead of one set per picture
+    #[arg(long)]
+    pub joint: bool,
+    /// Denoising steps [default: 30]
+    #[arg(long, value_name = "N", value_parser = steps())]
+    pub steps: Option<usize>,
+    /// Sampling method [default: ddim]
+    #[arg(long, value_enum)]
+    pub sampler: Option<Sampler>,
+    /// Spread the noise levels as Karras et al. do; with --sampler dpm++, euler or unipc
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub karras: Option<bool>,
+    /// What the guidance pushes towards [default: joint]
+    #[arg(long, value_enum)]
+    pub guidance: Option<Guidance>,
+    /// Guidance scale, 1 = no guidance [default: the model's own, else 3]
+    #[arg(long, value_name = "λ", value_parser = values::scale)]
+    pub scale: Option<f64>,
+    /// Scale of the direction that adds the text; only with --guidance text-first or image-first [default: --scale]
+    #[arg(long, value_name = "λ", value_parser = values::scale)]
+    pub text_scale: Option<f64>,
+    /// Scale of the direction that adds the references; only with --guidance text-first or image-first
+    /// [default: --scale]
+    #[arg(long, value_name = "λ", value_parser = values::scale)]
+    pub image_scale: Option<f64>,
+    /// Scale the two directions to the smaller of their norms first; only with --guidance text-first or image-first
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub normalise_guidance: Option<bool>,
+    /// How far the spread of the guided prediction goes back to the unguided one's, 0 to 1; about 0.7 cures over-exposed
+    /// pictures at high scales [default: 0]
+    #[arg(long, value_name = "φ", value_parser = values::share)]
+    pub guidance_rescale: Option<f64>,
+    /// Seed of all random numbers: the same seed gives the same pictures [default: 0]
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
+    /// Side of the pictures in pixels [default: the model's own]
+    #[arg(long, value_name = "PX", value_parser = pixels())]
+    pub size: Option<usize>,
+    /// Also write grid.png: the references beside the results
+    #[arg(long)]
+    pub grid: bool,
+    /// Show the running pictures every N steps, roughly, in preview.png in the folder (X.preview.png beside a single
+    /// picture X.png); 0 = not at all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub preview_every: usize,
+    /// How a reference that is not square becomes square [default: crop]
+    #[arg(long, value_enum)]
+    pub fit: Option<Fit>,
+    /// Keep self-attention inside each picture: the ablation, in which the references cannot be seen
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub uncoupled: Option<bool>,
+    /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: Device,
+    /// Number format of the networks [default: f32]
+    #[arg(long, value_enum)]
+    pub dtype: Option<Dtype>,
+    /// Need less memory and more time: branches and pictures one after the other, large pictures through the autoencoder
+    /// in tiles
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub low_memory: Option<bool>,
+    /// Side of the overlapping tiles in which larger pictures go through the autoencoder, in pixels; 0 = whole pictures
+    /// [default: 0; with --low-memory the size that the autoencoder was made for]
+    #[arg(long, value_name = "PX")]
+    pub vae_tile: Option<usize>,
+    /// Print the results to stdout as JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Safetensors file to take the noise from instead of --seed: `target [k,c,h,w]`, `reference [steps,n,c,h,w]`,
+    /// optional `ancestral [steps,k,c,h,w]`
+    #[arg(long, value_name = "FILE")]
+    pub noise: Option<PathBuf>,
+    /// Safetensors file to write the final latents to: `latents [k,c,h,w]`
+    #[arg(long, value_name = "FILE")]
+    pub save_latents: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sampler {
+    /// Deterministic DDIM
+    #[default]
+    Ddim,
+    /// DPM-Solver++ 2M: good pictures in 15 to 25 steps
+    #[value(name = "dpm++")]
+    #[serde(rename = "dpm++")]
+    DpmSolver,
+    /// Euler steps
+    Euler,
+    /// Euler steps with fresh noise: the picture keeps changing with the number of steps
+    #[value(name = "euler-a")]
+    #[serde(rename = "euler-a")]
+    EulerAncestral,
+    /// UniPC: good pictures in 8 to 20 steps
+    #[value(name = "unipc")]
+    #[serde(rename = "unipc")]
+    UniPc,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Guidance {
+    /// Text and references together
+    #[default]
+    Joint,
+    /// First the text, then the references on top of it
+    TextFirst,
+    /// First the references, then the text on top of them
+    ImageFirst,
+    /// The text alone; the references condition but are not pushed
+    TextOnly,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fit {
+    /// Keep the centre square
+    #[default]
+    Crop,
+    /// Keep all of it and fill up to a square
+    Pad,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Dtype {
+    #[default]
+    F32,
+    /// Matrix products of bf16 factors, summed in f32: faster on CPUs with AMX, the same as f32 on others
+    Bf16,
+}

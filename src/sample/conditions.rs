@@ -1,0 +1,136 @@
+//! What every step of a batch is given besides x: the clean latents of the references, and text, mask and reference of each
+//! branch.
+
+use anyhow::{Result, ensure};
+use candle_core::Tensor;
+use image::RgbImage;
+
+use super::pipeline::Pipeline;
+use super::request::{SampleSettings, SetRequest};
+use crate::diffusion::Branch;
+use crate::shape::SetShape;
+
+/// All branches of a step, one behind the other.
+pub struct Conditions {
+    /// `[branches·b·n, l, d]`.
+    context: Tensor,
+    /// Mask and reference, `[branches·b·n, 1 + c, h, w]`; None for a U-Net without them.
+    channels: Option<Tensor>,
+}
+
+impl Conditions {
+    /// Those of `count` branches from number `first` on, of `total` images each.
+    pub fn of_branches(&self, first: usize, count: usize, total: usize) -> Result<Self> {
+        let part = |all: &Tensor| all.narrow(0, first * total, count * total)?.contiguous();
+        Ok(Self { context: part(&self.context)?, channels: self.channels.as_ref().map(part).transpose()? })
+    }
+
+    /// Text of every image.
+    pub fn context(&self) -> &Tensor {
+        &self.context
+    }
+
+    /// The network's input: x, where the network takes them with mask and reference.
+    ///
+    /// # Shapes
+    /// - x `[branches·b·n, c, h, w]` → `[branches·b·n, in_channels, h, w]`
+    pub fn input(&self, x: &Tensor) -> Result<Tensor> {
+        let Some(channels) = &self.channels else { return Ok(x.clone()) };
+        let (total, extra, ..) = channels.dims4()?;
+        let (_, _, h, w) = x.dims4()?;
+        Ok(Tensor::cat(&[x, &channels.broadcast_as((total, extra, h, w))?.contiguous()?], 1)?)
+    }
+}
+
+impl Pipeline {
+    /// Clean latents of the references, `[b·references, c, h, w]`; None without references.
+    pub(super) fn known(&self, sets: &[SetRequest], settings: &SampleSettings) -> Result<Option<Tensor>> {
+        // The sets of a run mostly share their references; each picture is encoded once.
+        let mut images: Vec<RgbImage> = Vec::new();
+        let mut picks = Vec::new();
+        for reference in sets.iter().flat_map(|set| &set.references) {
+            let known = images.iter().position(|image| *image == reference.image);
+            picks.push(known.unwrap_or(images.len()) as u32);
+            if known.is_none() {
+                images.push(reference.image.clone());
+            }
+        }
+        if images.is_empty() {
+            return Ok(None);
+        }
+        let n_picks = picks.len();
+        let latents = self.latents_of(&images, settings)?;
+        let (c, h, w) = self.latent_shape(settings.size);
+        let expected = (images.len(), c, h, w);
+        ensure!(
+            latents.dims4()? == expected,
+            "references encode to {:?}, pictures of {} pixels need {expected:?}",
+            latents.dims(),
+            settings.size
+        );
+        let picks = Tensor::from_vec(picks, n_picks, &self.runtime.device)?;
+        Ok(Some(latents.index_select(&picks, 0)?)) // [b·references, c, h, w]
+    }
+
+    /// What every branch of every step is given besides x.
+    pub(super) fn conditions(
+        &self,
+        sets: &[SetRequest],
+        shape: SetShape,
+        known: Option<&Tensor>,
+        branches: &[Branch],
+    ) -> Result<Conditions> {
+        let context = self.context(sets, branches)?;
+        let channels = match self.is_joint() {
+            true => Some(self.channels(shape, known, branches)?),
+            false => None,
+        };
+        Ok(Conditions { context, channels })
+    }
+
+    /// Text of every image in every branch, `[branches·b·n, l, d]`.
+    fn context(&self, sets: &[SetRequest], branches: &[Branch]) -> Result<Tensor> {
+        let mut texts: Vec<&str> = Vec::new();
+        let mut null_texts: Vec<&str> = Vec::new();
+        for set in sets {
+            texts.extend(set.references.iter().map(|reference| reference.caption.as_str()));
+            texts.extend(set.prompts.iter().map(String::as_str));
+            null_texts.extend(set.references.iter().map(|_| ""));
+            null_texts.extend(set.prompts.iter().map(|_| set.negative_prompt.as_str()));
+        }
+        let text = self.encode(&texts)?; // [b·n, l, d]
+        let null_text = self.encode(&null_texts)?;
+        let pick = |branch: &Branch| if branch.keeps_text { &text } else { &null_text };
+        let contexts: Vec<&Tensor> = branches.iter().map(pick).collect();
+        Ok(Tensor::cat(&contexts, 0)?)
+    }
+
+    /// Mask and reference of every image in every branch, `[branches·b·n, 1 + c, h, w]`.
+    fn channels(&self, shape: SetShape, known: Option<&Tensor>, branches: &[Branch]) -> Result<Tensor> {
+        let c = self.unet.config().latent_channels();
+        let (device, dtype) = (&self.runtime.device, self.runtime.dtype);
+        let (h, w) = match known {
+            Some(known) => (known.dim(2)?, known.dim(3)?),
+            None => (1, 1),
+        };
+        let hidden = |images: usize| -> Result<Tensor> {
+            let mask = Tensor::ones((shape.sets, images, 1, h, w), dtype, device)?;
+            Ok(Tensor::cat(&[&mask, &Tensor::zeros((shape.sets, images, c, h, w), dtype, device)?], 2)?)
+        };
+        let mut channels = Vec::new();
+        for branch in branches {
+            let own = match known.filter(|_| branch.keeps_references) {
+                None => hidden(shape.images)?,
+                Some(known) => {
+                    let n_references = known.dim(0)? / shape.sets;
+                    let clean = known.to_dtype(dtype)?.reshape((shape.sets, n_references, c, h, w))?;
+                    let mask = Tensor::zeros((shape.sets, n_references, 1, h, w), dtype, device)?;
+                    let given = Tensor::cat(&[&mask, &clean], 2)?; // [b, references, 1 + c, h, w]
+                    Tensor::cat(&[&given, &hidden(shape.images - n_references)?], 1)?
+                }
+            };
+            channels.push(own.reshape((shape.total(), 1 + c, h, w))?); // [b·n, 1 + c, h, w]
+        }
+        Ok(Tensor::cat(&channels, 0)?)
+    }
+}

@@ -1,0 +1,74 @@
+//! Pictures through the autoencoder, as many at once as the memory for one large one holds.
+
+use anyhow::Result;
+use candle_core::{DType, Tensor};
+use image::RgbImage;
+
+use super::pipeline::Pipeline;
+use super::request::SampleSettings;
+use crate::data::{images_from_tensor, tensor_from_images};
+use crate::invalid::invalid;
+
+impl Pipeline {
+    /// Clean latents of pictures of one size, f32.
+    ///
+    /// # Shapes
+    /// - k pictures → `[k, c, h, w]`
+    pub fn latents_of(&self, images: &[RgbImage], settings: &SampleSettings) -> Result<Tensor> {
+        let mut latents = Vec::new();
+        for some in images.chunks(at_once(settings)) {
+            let pixels = tensor_from_images(some, &self.runtime.device)?.to_dtype(self.runtime.dtype)?;
+            let some = match settings.vae_tile {
+                Some(tile) => self.vae.latents_in_tiles(&pixels, tile)?,
+                None => self.vae.latents_from_images(&pixels)?,
+            };
+            latents.push(some.to_dtype(DType::F32)?);
+        }
+        Ok(Tensor::cat(&latents, 0)?)
+    }
+
+    /// The pictures that latents stand for.
+    ///
+    /// # Shapes
+    /// - latents `[k, c, h, w]` → k pictures
+    pub fn pictures_of(&self, latents: &Tensor, settings: &SampleSettings) -> Result<Vec<RgbImage>> {
+        let (k, at_once) = (latents.dim(0)?, at_once(settings));
+        let mut images = Vec::with_capacity(k);
+        for first in (0..k).step_by(at_once) {
+            let some = latents.narrow(0, first, at_once.min(k - first))?.contiguous()?.to_dtype(self.runtime.dtype)?;
+            let pixels = match settings.vae_tile {
+                Some(tile) => self.vae.decode_in_tiles(&some, tile)?,
+                None => self.vae.decode(&some)?,
+            };
+            images.extend(images_from_tensor(&pixels)?);
+        }
+        Ok(images)
+    }
+
+    /// Pictures of the settings' size through the autoencoder and back: as good as any picture that this model paints can
+    /// be.
+    pub fn reconstruct(&self, images: &[RgbImage], settings: &SampleSettings) -> Result<Vec<RgbImage>> {
+        self.pictures_of(&self.latents_of(images, settings)?, settings)
+    }
+
+    /// The tile that the autoencoder works in for pictures of `size` pixels: `asked`, or its own where the memory is to be
+    /// spared; None where the whole picture is no larger, or 0 was asked for.
+    pub fn vae_tile(&self, size: usize, asked: Option<usize>, is_frugal: bool) -> Result<Option<usize>> {
+        let multiple = self.vae.tile_multiple();
+        let own = || is_frugal.then(|| self.vae.native_tile().next_multiple_of(multiple));
+        let Some(tile) = asked.or_else(own).filter(|&tile| tile > 0) else { return Ok(None) };
+        if !tile.is_multiple_of(multiple) {
+            let near = tile.next_multiple_of(multiple);
+            return Err(invalid(format!(
+                "--vae-tile {tile}: this model takes multiples of {multiple} pixels, such as {near}, or 0 for no tiles"
+            )));
+        }
+        Ok((tile < size).then_some(tile))
+    }
+}
+
+/// How many pictures go through the autoencoder together.
+fn at_once(settings: &SampleSettings) -> usize {
+    let side = settings.vae_tile.unwrap_or(settings.size);
+    if settings.is_frugal { 1 } else { (64 * 64 * 64 / (side * side)).max(1) }
+}

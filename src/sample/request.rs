@@ -1,0 +1,71 @@
+//! What is asked of a model, and what comes back.
+
+use candle_core::Tensor;
+use image::RgbImage;
+
+use crate::diffusion::{Guidance, Restraint, Sampler};
+
+/// A known picture of a set.
+#[derive(Clone, Debug)]
+pub struct Reference {
+    /// Square, of the size that is sampled.
+    pub image: RgbImage,
+    /// Empty: the null text.
+    pub caption: String,
+}
+
+/// One set to paint: references first, then one picture a prompt.
+#[derive(Clone, Debug)]
+pub struct SetRequest {
+    /// Known images, in this order.
+    pub references: Vec<Reference>,
+    /// One a new image.
+    pub prompts: Vec<String>,
+    /// The new images' text in the branches without text; empty: the null text, which the references keep in any case.
+    pub negative_prompt: String,
+    /// One a prompt: a picture depends on its own seed, not on its batch.
+    pub seeds: Vec<u64>,
+}
+
+/// How pictures are sampled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampleSettings {
+    /// How one noise level follows another.
+    pub sampler: Sampler,
+    /// Network calls a picture.
+    pub steps: usize,
+    /// What the predictions are pushed towards.
+    pub guidance: Guidance,
+    /// What keeps the push in bounds.
+    pub restraint: Restraint,
+    /// Side of the pictures in pixels.
+    pub size: usize,
+    /// Branches, sets and pictures go through the networks one after the other: the least memory, the same numbers but for
+    /// the rounding of sums.
+    pub is_frugal: bool,
+    /// Side of the tiles, in pixels, in which pictures go through the autoencoder; None: whole.
+    pub vae_tile: Option<usize>,
+}
+
+impl SampleSettings {
+    /// The plain way: DDIM, without restraint, as much at once as goes well.
+    pub fn new(guidance: Guidance, steps: usize, size: usize) -> Self {
+        Self {
+            sampler: Sampler::Ddim,
+            steps,
+            guidance,
+            restraint: Restraint::default(),
+            size,
+            is_frugal: false,
+            vae_tile: None,
+        }
+    }
+}
+
+/// The generated pictures of all sets, in the order of the requests.
+pub struct Painted {
+    /// The new pictures, in the order of the prompts.
+    pub images: Vec<RgbImage>,
+    /// As the U-Net left them, `[k, c, h, w]`.
+    pub latents: Tensor,
+}
