@@ -211,10 +211,10 @@ fn micro_batches_add_up_to_the_gradient_of_the_batch() {
 fn a_seed_gives_the_same_picture_in_any_batch() {
     let pipeline = Pipeline::load(&files(), &Runtime::cpu(), true).unwrap();
     let request = |seed: u64| SetRequest {
-        references: vec![Reference {
-            image: RgbImage::from_fn(16, 16, |x, y| image::Rgb([16 * x as u8, 16 * y as u8, seed as u8])),
-            caption: "a toy".into(),
-        }],
+        references: vec![Reference::new(
+            RgbImage::from_fn(16, 16, |x, y| image::Rgb([16 * x as u8, 16 * y as u8, seed as u8])),
+            "a toy",
+        )],
         prompts: vec!["the toy on the table".into()],
         negative_prompt: String::new(),
         seeds: vec![seed],

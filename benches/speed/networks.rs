@@ -178,7 +178,7 @@ fn sample(steps: usize) -> Result<Run> {
     let size = pipeline.native_size();
     let image = RgbImage::from_fn(size as u32, size as u32, |x, y| Rgb([4 * x as u8, 4 * y as u8, 128]));
     let request = SetRequest {
-        references: vec![Reference { image, caption: "a photo of a robot".into() }],
+        references: vec![Reference::new(image, "a photo of a robot")],
         prompts: vec!["a photo of a robot on the beach".into()],
         negative_prompt: String::new(),
         seeds: vec![0],

@@ -17,6 +17,14 @@ pub struct SampleArgs {
     /// Caption of a reference: the first belongs to the first --ref, and so on; for files with `=` in their name
     #[arg(long = "ref-caption", value_name = "TEXT")]
     pub captions: Vec<String>,
+    /// How strongly the other pictures attend to a reference, 1 = as the network would, 0 = not at all: the first belongs to
+    /// the first --ref, and so on
+    #[arg(long = "ref-weight", value_name = "W", value_parser = values::scale)]
+    pub weights: Vec<f64>,
+    /// Where the subject is in a reference, a picture that is white there and black elsewhere, of the reference's shape: the
+    /// others attend to the white alone. The first belongs to the first --ref; `none` for a reference without one
+    #[arg(long = "ref-mask", value_name = "IMG")]
+    pub masks: Vec<PathBuf>,
     /// What the new picture shows; repeat for more pictures, each its own set with the references
     #[arg(long = "prompt", value_name = "TEXT", required_unless_present_any = ["prompts_file", "from"])]
     pub prompts: Vec<String>,
@@ -24,7 +32,7 @@ pub struct SampleArgs {
     #[arg(long, value_name = "TEXT")]
     pub negative_prompt: Option<String>,
     /// Many pictures, one JSON object a line: `prompt`, and optionally `refs` (`["a.png", {"image": "b.png", "caption":
-    /// "a cat"}]`), `seed` and any of `negative_prompt`, `num_images`, `steps`, `sampler`, `karras`, `guidance`, `scale`,
+    /// "a cat", "weight": 0.5, "mask": "c.png"}]`), `seed` and any of `negative_prompt`, `num_images`, `steps`, `sampler`, `karras`, `guidance`, `scale`,
     /// `text_scale`, `image_scale`, `normalise_guidance`, `guidance_rescale`, `size`; what a line leaves out is as the
     /// flags say. The same command again makes what is missing
     #[arg(long, value_name = "F.jsonl", conflicts_with_all = ["prompts", "from", "joint", "grid", "noise", "save_latents"])]

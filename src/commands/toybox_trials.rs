@@ -31,7 +31,7 @@ pub fn reference(trial: &Trial, size: usize) -> RgbImage {
 /// What a model is asked to paint in these trials; without references the prompt is all it has.
 pub fn requests(trials: &[Trial], size: usize, has_references: bool) -> Vec<SetRequest> {
     let request = |trial: &Trial| {
-        let reference = || Reference { image: reference(trial, size), caption: String::new() };
+        let reference = || Reference::new(reference(trial, size), "");
         SetRequest {
             references: has_references.then(reference).into_iter().collect(),
             prompts: vec![caption(Kind::ALL[trial.kind], Scene::ALL[trial.prompt_scene], trial.wording)],

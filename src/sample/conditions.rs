@@ -1,13 +1,16 @@
 //! What every step of a batch is given besides x: the clean latents of the references, and text, mask and reference of each
 //! branch.
 
+use std::sync::Arc;
+
 use anyhow::{Result, ensure};
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
 use super::pipeline::Pipeline;
-use super::request::{SampleSettings, SetRequest};
+use super::request::{Reference, SampleSettings, SetRequest};
 use crate::diffusion::Branch;
+use crate::model::{Probe, Sight};
 use crate::shape::SetShape;
 
 /// All branches of a step, one behind the other.
@@ -16,13 +19,21 @@ pub struct Conditions {
     context: Tensor,
     /// Mask and reference, `[branches·b·n, 1 + c, h, w]`; None for a U-Net without them.
     channels: Option<Tensor>,
+    /// How strongly the others of its set attend to each place of an image, `[branches·b·n, h, w]`; None: as they would.
+    key_weights: Option<Tensor>,
 }
 
 impl Conditions {
     /// Those of `count` branches from number `first` on, of `total` images each.
     pub fn of_branches(&self, first: usize, count: usize, total: usize) -> Result<Self> {
         let part = |all: &Tensor| all.narrow(0, first * total, count * total)?.contiguous();
-        Ok(Self { context: part(&self.context)?, channels: self.channels.as_ref().map(part).transpose()? })
+        let own = |all: &Option<Tensor>| all.as_ref().map(part).transpose();
+        Ok(Self { context: part(&self.context)?, channels: own(&self.channels)?, key_weights: own(&self.key_weights)? })
+    }
+
+    /// What the images of a set see of each other.
+    pub fn sight(&self, probe: Option<&Arc<Probe>>) -> Sight {
+        Sight { key_weights: self.key_weights.clone(), probe: probe.cloned() }
     }
 
     /// Text of every image.
@@ -78,14 +89,43 @@ impl Pipeline {
         sets: &[SetRequest],
         shape: SetShape,
         known: Option<&Tensor>,
-        branches: &[Branch],
+        settings: &SampleSettings,
     ) -> Result<Conditions> {
+        let branches = settings.guidance.branches();
         let context = self.context(sets, branches)?;
         let channels = match self.is_joint() {
             true => Some(self.channels(shape, known, branches)?),
             false => None,
         };
-        Ok(Conditions { context, channels })
+        let weights = self.key_weights(sets, settings)?;
+        let key_weights = weights.map(|weights| Tensor::cat(&vec![&weights; branches.len()], 0)).transpose()?;
+        Ok(Conditions { context, channels, key_weights })
+    }
+
+    /// The references' weights and masks at the latents' size, 1 for the new images, `[b·n, h, w]`; None where all are 1.
+    fn key_weights(&self, sets: &[SetRequest], settings: &SampleSettings) -> Result<Option<Tensor>> {
+        let is_plain = |reference: &Reference| reference.weight == 1.0 && reference.mask.is_none();
+        if sets.iter().flat_map(|set| &set.references).all(is_plain) {
+            return Ok(None);
+        }
+        let (_, h, w) = self.latent_shape(settings.size);
+        let pixels = settings.size / h;
+        let mut all = Vec::new();
+        for set in sets {
+            for reference in &set.references {
+                let weights = match &reference.mask {
+                    None => Tensor::ones((1, 1, h, w), DType::F32, &Device::Cpu)?,
+                    Some(mask) => {
+                        let values: Vec<f32> = mask.pixels().map(|pixel| f32::from(pixel.0[0]) / 255.0).collect();
+                        let mask = Tensor::from_vec(values, (1, 1, h * pixels, w * pixels), &Device::Cpu)?;
+                        mask.avg_pool2d(pixels)?
+                    }
+                };
+                all.push((weights.reshape((1, h, w))? * reference.weight)?);
+            }
+            all.push(Tensor::ones((set.prompts.len(), h, w), DType::F32, &Device::Cpu)?);
+        }
+        Ok(Some(Tensor::cat(&all, 0)?))
     }
 
     /// Text of every image in every branch, `[branches·b·n, l, d]`.

@@ -1,6 +1,7 @@
 //! A model ready to sample: its parts loaded, what it can paint, texts to context.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
@@ -8,7 +9,7 @@ use candle_core::Tensor;
 use crate::device::Runtime;
 use crate::diffusion::{NoiseSchedule, ScheduleConfig};
 use crate::invalid::invalid;
-use crate::model::{Files, JointUnet, TextConfig, TextEncoder, Tokenizer, UnetConfig, Vae, VaeConfig};
+use crate::model::{Files, JointUnet, Probe, TextConfig, TextEncoder, Tokenizer, UnetConfig, Vae, VaeConfig};
 
 /// A model ready to sample.
 pub struct Pipeline {
@@ -18,6 +19,7 @@ pub struct Pipeline {
     pub(super) text: TextEncoder,
     pub(super) tokenizer: Tokenizer,
     pub(super) schedule: NoiseSchedule,
+    pub(super) probe: Option<Arc<Probe>>,
 }
 
 impl Pipeline {
@@ -53,7 +55,13 @@ impl Pipeline {
             tokenizer: Tokenizer::read(files, text_config.max_position_embeddings)?,
             schedule: NoiseSchedule::new(&schedule)?,
             runtime: runtime.clone(),
+            probe: None,
         })
+    }
+
+    /// The same model, whose coupled self-attentions `probe` hears at every call of the U-Net.
+    pub fn probed(self, probe: Arc<Probe>) -> Self {
+        Self { probe: Some(probe), ..self }
     }
 
     /// Side of the pictures that the model was made for, in pixels.

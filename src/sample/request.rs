@@ -1,7 +1,7 @@
 //! What is asked of a model, and what comes back.
 
 use candle_core::Tensor;
-use image::RgbImage;
+use image::{GrayImage, RgbImage};
 
 use crate::diffusion::{Guidance, Restraint, Sampler};
 
@@ -12,6 +12,17 @@ pub struct Reference {
     pub image: RgbImage,
     /// Empty: the null text.
     pub caption: String,
+    /// How strongly the other pictures of the set attend to it: 1 as they would, 0 not at all.
+    pub weight: f64,
+    /// Of the picture's size: only what is white here is attended to; None: all of it.
+    pub mask: Option<GrayImage>,
+}
+
+impl Reference {
+    /// A picture that is attended to as the network would.
+    pub fn new(image: RgbImage, caption: impl Into<String>) -> Self {
+        Self { image, caption: caption.into(), weight: 1.0, mask: None }
+    }
 }
 
 /// One set to paint: references first, then one picture a prompt.

@@ -52,7 +52,7 @@ impl Pipeline {
         let noise = BatchNoise { seeds: &seeds, references: n_references, latent, given };
 
         let known = self.known(sets, settings)?;
-        let conditions = self.conditions(sets, shape, known.as_ref(), settings.guidance.branches())?;
+        let conditions = self.conditions(sets, shape, known.as_ref(), settings)?;
         let walk = settings.sampler.walk(&self.schedule, settings.steps)?;
         let prediction = self.schedule.config().prediction_type;
         let mut predict = |number: usize, level: Level, x: &Tensor| -> Result<Tensor> {
@@ -88,7 +88,8 @@ impl Pipeline {
             let input = own.input(&Tensor::cat(&vec![&x; at_once], 0)?)?; // [branches·b·n, in_channels, h, w]
             let all = SetShape::new(at_once * shape.sets, shape.images);
             let timesteps = Tensor::from_vec(vec![level.timestep as f32; all.sets], all.sets, &self.runtime.device)?;
-            let output = self.unet.forward(&input, &timesteps, own.context(), all)?;
+            let output =
+                self.unet.forward_seeing(&input, &timesteps, own.context(), all, &own.sight(self.probe.as_ref()))?;
             for branch in 0..at_once {
                 predictions.push(output.narrow(0, branch * shape.total(), shape.total())?);
             }

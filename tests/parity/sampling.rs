@@ -46,11 +46,8 @@ impl Run {
         let texts: Vec<String> = self.case.fact("texts");
         // The script's texts are two captions, then two prompts.
         let images = pictures(&self.case.tensor("pictures").narrow(0, 0, references).unwrap());
-        let references: Vec<Reference> = images
-            .into_iter()
-            .zip(&texts)
-            .map(|(image, caption)| Reference { image, caption: caption.clone() })
-            .collect();
+        let references: Vec<Reference> =
+            images.into_iter().zip(&texts).map(|(image, caption)| Reference::new(image, caption.clone())).collect();
         let prompts = texts[2..2 + targets].to_vec();
         let noise = GivenNoise {
             target: self.case.tensor("target").narrow(0, 0, targets).unwrap(),

@@ -1,6 +1,7 @@
 //! `jedi sample` from outside, on a model of random weights: files, seeds and streams; `method` has the formulas, `ways` the
 //! samplers and outputs, `repeat` the same picture again, `refusals` what it does not take, or takes with a word.
 
+mod attended;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod method;

@@ -36,9 +36,19 @@ pub struct AskedReference {
     pub image: PathBuf,
     pub caption: Option<String>,
     pub sha256: Option<String>,
+    /// None: 1.
+    pub weight: Option<f64>,
+    pub mask: Option<AskedMask>,
 }
 
-/// `"a.png"`, `"a.png=a cat"` or `{"image": "a.png", "caption": "a cat"}`.
+/// A mask to read; what it must be, where that is known.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AskedMask {
+    pub path: PathBuf,
+    pub sha256: Option<String>,
+}
+
+/// `"a.png"`, `"a.png=a cat"` or `{"image": "a.png", "caption": "a cat", "weight": 0.5, "mask": "b.png"}`.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum ReferenceForm {
@@ -51,6 +61,8 @@ enum ReferenceForm {
 struct ReferenceFields {
     image: PathBuf,
     caption: Option<String>,
+    weight: Option<f64>,
+    mask: Option<PathBuf>,
 }
 
 impl TryFrom<ReferenceForm> for AskedReference {
@@ -59,14 +71,25 @@ impl TryFrom<ReferenceForm> for AskedReference {
     fn try_from(form: ReferenceForm) -> Result<Self, String> {
         match form {
             ReferenceForm::Text(text) => text.parse().map(|reference: cli::Reference| Self::from(&reference)),
-            ReferenceForm::Fields(ReferenceFields { image, caption }) => Ok(Self { image, caption, sha256: None }),
+            ReferenceForm::Fields(ReferenceFields { image, caption, weight, mask }) => match weight {
+                Some(weight) if weight < 0.0 => Err(format!("weight {weight}: must be 0 or more")),
+                _ => Ok(Self { image, caption, sha256: None, weight, mask: mask.map(AskedMask::at) }),
+            },
         }
     }
 }
 
 impl From<&cli::Reference> for AskedReference {
     fn from(reference: &cli::Reference) -> Self {
-        Self { image: reference.image.clone(), caption: reference.caption.clone(), sha256: None }
+        let (image, caption) = (reference.image.clone(), reference.caption.clone());
+        Self { image, caption, sha256: None, weight: None, mask: None }
+    }
+}
+
+impl AskedMask {
+    /// A file of which nothing is known.
+    pub fn at(path: PathBuf) -> Self {
+        Self { path, sha256: None }
     }
 }
 
@@ -103,6 +126,11 @@ impl Asked {
             image: old.path.clone(),
             caption: old.caption.clone(),
             sha256: Some(old.sha256.clone()),
+            weight: Some(old.weight),
+            mask: old
+                .mask
+                .as_ref()
+                .map(|mask| AskedMask { path: mask.path.clone(), sha256: Some(mask.sha256.clone()) }),
         };
         Self {
             prompt: Some(record.prompt.clone()),
@@ -161,6 +189,10 @@ mod tests {
         let found: Vec<_> = refs.iter().map(|r| (r.image.to_str().unwrap(), r.caption.as_deref())).collect();
         assert_eq!(found, [("a.png", None), ("b.png", Some("a cat")), ("c=1.png", Some("a dog"))]);
         assert!(serde_json::from_str::<Asked>(r#"{"refs": [{"file": "a.png"}]}"#).is_err());
+        let refs = serde_json::from_str::<Asked>(r#"{"refs": [{"image": "a.png", "weight": 0.5, "mask": "b.png"}]}"#);
+        let [AskedReference { weight, mask, .. }] = &refs.unwrap().refs.unwrap()[..] else { panic!("one reference") };
+        assert_eq!((*weight, mask.as_ref()), (Some(0.5), Some(&AskedMask::at("b.png".into()))));
+        assert!(serde_json::from_str::<Asked>(r#"{"refs": [{"image": "a.png", "weight": -1}]}"#).is_err());
         assert!(serde_json::from_str::<Asked>(r#"{"stepz": 3}"#).unwrap_err().to_string().contains("stepz"));
     }
 

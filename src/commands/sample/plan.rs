@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::asked::{Asked, AskedReference};
+use super::asked::{Asked, AskedMask, AskedReference};
 use super::prompts_file;
 use super::record::{Record, RecordedNoise, RecordedSet};
 use crate::cli::{Dtype, Fit, SampleArgs};
@@ -131,12 +131,23 @@ pub fn sets(args: &SampleArgs, made: Option<&Record>) -> Result<Sets> {
 /// The references of the flags, each with its caption.
 fn references(args: &SampleArgs) -> Result<Vec<AskedReference>> {
     let mut references: Vec<AskedReference> = args.references.iter().map(AskedReference::from).collect();
-    if args.captions.len() > references.len() {
-        return Err(invalid(format!(
-            "--ref-caption: {} captions for {} references; give each --ref at most one",
-            args.captions.len(),
-            references.len()
-        )));
+    for (flag, what, count) in [
+        ("--ref-caption", "captions", args.captions.len()),
+        ("--ref-weight", "weights", args.weights.len()),
+        ("--ref-mask", "masks", args.masks.len()),
+    ] {
+        if count > references.len() {
+            return Err(invalid(format!(
+                "{flag}: {count} {what} for {} references; give each --ref at most one",
+                references.len()
+            )));
+        }
+    }
+    for (reference, weight) in references.iter_mut().zip(&args.weights) {
+        reference.weight = Some(*weight);
+    }
+    for (reference, mask) in references.iter_mut().zip(&args.masks) {
+        reference.mask = (mask.as_os_str() != "none").then(|| AskedMask::at(mask.clone()));
     }
     for (reference, caption) in references.iter_mut().zip(&args.captions) {
         if let Some(own) = &reference.caption {

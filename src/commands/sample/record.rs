@@ -49,6 +49,16 @@ pub struct RecordedReference {
     pub path: PathBuf,
     pub sha256: String,
     pub caption: Option<String>,
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub weight: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<RecordedMask>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RecordedMask {
+    pub path: PathBuf,
+    pub sha256: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,6 +100,14 @@ fn is_zero(value: &f64) -> bool {
     *value == 0.0
 }
 
+fn one() -> f64 {
+    1.0
+}
+
+fn is_one(value: &f64) -> bool {
+    *value == 1.0
+}
+
 impl Record {
     /// The settings in a picture or in the `.json` beside it.
     pub fn read(path: &Path) -> Result<Self> {
@@ -110,7 +128,10 @@ impl Record {
     /// What decides how the picture looks, as text: not where it was made, nor where the references lay.
     pub fn essence(&self) -> String {
         let mut essence = Self { version: String::new(), device: String::new(), ..self.clone() };
-        essence.references.iter_mut().for_each(|reference| reference.path = PathBuf::new());
+        for reference in &mut essence.references {
+            reference.path = PathBuf::new();
+            reference.mask.iter_mut().for_each(|mask| mask.path = PathBuf::new());
+        }
         json!(essence).to_string()
     }
 

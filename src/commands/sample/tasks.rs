@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
+use image::imageops::grayscale as to_grey;
 
 use super::asked::Asked;
 use super::plan::{Run, Sets, Wish};
-use super::record::{Record, RecordedNoise, RecordedReference, RecordedSet};
+use super::record::{Record, RecordedMask, RecordedNoise, RecordedReference, RecordedSet};
 use super::references::{Shelf, Shown};
 use super::settings::{recorded_guidance, recorded_sampler, settings};
 use crate::sample::{BatchKey, Gallery, Pipeline, Reference, SampleSettings, SetRequest};
@@ -31,6 +32,8 @@ impl Task {
         let reference = |shown: &Shown| Reference {
             image: shown.picture.image.clone(),
             caption: shown.caption.clone().unwrap_or_default(),
+            weight: shown.weight,
+            mask: shown.mask.as_ref().map(|(mask, _)| to_grey(&mask.image)),
         };
         SetRequest {
             references: self.references.iter().map(reference).collect(),
@@ -109,6 +112,11 @@ impl Desk<'_> {
             path: shown.path.clone(),
             sha256: shown.picture.sha256.clone(),
             caption: shown.caption.clone(),
+            weight: shown.weight,
+            mask: shown
+                .mask
+                .as_ref()
+                .map(|(mask, path)| RecordedMask { path: path.clone(), sha256: mask.sha256.clone() }),
         };
         let record = |(prompt, seed): (String, u64)| Record {
             version: env!("CARGO_PKG_VERSION").into(),
