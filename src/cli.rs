@@ -1,11 +1,15 @@
 //! The command line as clap types and nothing else: parsing reads no file and opens no device. The `commands` turn
 //! these into settings; the value parsers (what a single flag may hold) are in `cli/values.rs`.
 
+mod inspect;
 mod sample;
 mod values;
 
+pub use inspect::{
+    InspectAttentionArgs, InspectCheckpointArgs, InspectCommand, InspectEpsArgs, InspectTextArgs, InspectVaeArgs,
+};
 pub use sample::{Dtype, Fit, Guidance, SampleArgs, Sampler};
-pub use values::{Device, Reference, Shard};
+pub use values::{Device, Point, Reference, Shard};
 
 use std::path::PathBuf;
 
@@ -134,67 +138,6 @@ pub struct ConvertArgs {
     /// Number format of the weights
     #[arg(long, value_enum)]
     pub dtype: WeightDtype,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum InspectCommand {
-    /// Run the U-Net once on given tensors
-    Eps(InspectEpsArgs),
-    /// Encode a prompt
-    Text(InspectTextArgs),
-    /// Encode a picture to latents and decode it again
-    Vae(InspectVaeArgs),
-    /// List the tensors of a safetensors file or of a model folder
-    Checkpoint(InspectCheckpointArgs),
-}
-
-#[derive(Debug, Args)]
-pub struct InspectEpsArgs {
-    /// Model folder (diffusers layout), or `toybox`
-    #[arg(long, value_name = "M")]
-    pub model: String,
-    /// Safetensors with `noisy [b·n,c,h,w]`, `mask [b·n,1,h,w]`, `reference [b·n,c,h,w]`, `timesteps [b]` (i64),
-    /// `context [b·n,l,d]`, optional `noise [b·n,c,h,w]`, and n in the metadata as `set_size`
-    #[arg(long, value_name = "FILE")]
-    pub inputs: PathBuf,
-    /// Safetensors to write: `eps`, with `noise` also `loss [1]`, with --grads also `grad.<parameter>`
-    #[arg(long, value_name = "FILE")]
-    pub outputs: PathBuf,
-    /// Also write the gradient of the loss for every U-Net parameter; needs `noise` in the inputs
-    #[arg(long)]
-    pub grads: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct InspectTextArgs {
-    /// Model folder (diffusers layout), or `toybox`
-    #[arg(long, value_name = "M")]
-    pub model: String,
-    /// The text to encode
-    #[arg(long, value_name = "TEXT")]
-    pub prompt: String,
-    /// Safetensors to write: `tokens [1,l]`, `context [1,l,d]`
-    #[arg(long, value_name = "FILE")]
-    pub outputs: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub struct InspectVaeArgs {
-    /// Model folder (diffusers layout), or `toybox`
-    #[arg(long, value_name = "M")]
-    pub model: String,
-    /// The picture to encode
-    #[arg(long, value_name = "IMG")]
-    pub image: PathBuf,
-    /// Safetensors to write: `latents` (the mean times the scaling factor), `decoded` in [−1, 1]
-    #[arg(long, value_name = "FILE")]
-    pub outputs: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub struct InspectCheckpointArgs {
-    /// A .safetensors file, or a folder that holds such files at any depth
-    pub path: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -54,6 +54,26 @@ impl FromStr for Shard {
     }
 }
 
+/// A place in a picture, in pixels from its upper left corner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Point {
+    /// To the right.
+    pub x: usize,
+    /// Down.
+    pub y: usize,
+}
+
+impl FromStr for Point {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || "use X,Y in whole pixels, such as 20,40".to_owned();
+        let (x, y) = text.split_once(',').ok_or_else(wrong)?;
+        let whole = |text: &str| text.trim().parse().map_err(|_| wrong());
+        Ok(Self { x: whole(x)?, y: whole(y)? })
+    }
+}
+
 /// The name of a device; opening it comes later.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device(String);
@@ -119,6 +139,14 @@ mod tests {
         assert_eq!("2/3".parse(), Ok(Shard { index: 2, count: 3 }));
         for wrong in ["3/3", "0/0", "1", "-1/2", "a/b"] {
             assert!(wrong.parse::<Shard>().is_err(), "{wrong} passed");
+        }
+    }
+
+    #[test]
+    fn a_point_is_two_whole_numbers() {
+        assert_eq!("20, 40".parse(), Ok(Point { x: 20, y: 40 }));
+        for wrong in ["20", "-1,3", "1.5,2", "a,b", ""] {
+            assert!(wrong.parse::<Point>().is_err(), "{wrong} passed");
         }
     }
 

@@ -3,6 +3,7 @@
 mod convert;
 mod eval;
 mod inspect;
+mod inspect_attention;
 mod inspect_checkpoint;
 mod inspect_eps;
 pub mod models;

@@ -82,7 +82,7 @@ impl Probe {
 
     /// # Shapes
     /// - q, k `[b, n·h·w, heads·d]`, bias as of [`Coupling::bias`]
-    pub(super) fn hear(
+    pub fn hear(
         &self,
         layer: &str,
         (q, k): (&Tensor, &Tensor),

@@ -2,6 +2,7 @@
 //! sets), `conditions` and `walk` (one batch), `pictures` (the autoencoder), then `noise`, then `gallery` (the files) and
 //! `preview`.
 
+pub mod attention_map;
 mod batches;
 mod conditions;
 pub mod gallery;

@@ -1,0 +1,122 @@
+//! The flags of `jedi inspect`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, builder::RangedU64ValueParser};
+
+use super::{Device, Point, Reference, pixels, steps, values};
+
+#[derive(Debug, Subcommand)]
+pub enum InspectCommand {
+    /// Run the U-Net once on given tensors
+    Eps(InspectEpsArgs),
+    /// Encode a prompt
+    Text(InspectTextArgs),
+    /// Encode a picture to latents and decode it again
+    Vae(InspectVaeArgs),
+    /// Draw what a place of one picture attends to in the others, and which places correspond (the paper's Figure 5)
+    Attention(Box<InspectAttentionArgs>),
+    /// List the tensors of a safetensors file or of a model folder
+    Checkpoint(InspectCheckpointArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct InspectEpsArgs {
+    /// Model folder (diffusers layout), or `toybox`
+    #[arg(long, value_name = "M")]
+    pub model: String,
+    /// Safetensors with `noisy [b·n,c,h,w]`, `mask [b·n,1,h,w]`, `reference [b·n,c,h,w]`, `timesteps [b]` (i64),
+    /// `context [b·n,l,d]`, optional `noise [b·n,c,h,w]`, and n in the metadata as `set_size`
+    #[arg(long, value_name = "FILE")]
+    pub inputs: PathBuf,
+    /// Safetensors to write: `eps`, with `noise` also `loss [1]`, with --grads also `grad.<parameter>`
+    #[arg(long, value_name = "FILE")]
+    pub outputs: PathBuf,
+    /// Also write the gradient of the loss for every U-Net parameter; needs `noise` in the inputs
+    #[arg(long)]
+    pub grads: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectTextArgs {
+    /// Model folder (diffusers layout), or `toybox`
+    #[arg(long, value_name = "M")]
+    pub model: String,
+    /// The text to encode
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: String,
+    /// Safetensors to write: `tokens [1,l]`, `context [1,l,d]`
+    #[arg(long, value_name = "FILE")]
+    pub outputs: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectVaeArgs {
+    /// Model folder (diffusers layout), or `toybox`
+    #[arg(long, value_name = "M")]
+    pub model: String,
+    /// The picture to encode
+    #[arg(long, value_name = "IMG")]
+    pub image: PathBuf,
+    /// Safetensors to write: `latents` (the mean times the scaling factor), `decoded` in [−1, 1]
+    #[arg(long, value_name = "FILE")]
+    pub outputs: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectCheckpointArgs {
+    /// A .safetensors file, or a folder that holds such files at any depth
+    pub path: PathBuf,
+}
+
+/// A new picture is painted as `jedi sample` would, and the coupled self-attention is heard at one step.
+#[derive(Debug, Args)]
+pub struct InspectAttentionArgs {
+    /// Model folder (diffusers layout), or `toybox`: the small model inside this program
+    #[arg(long, value_name = "M", default_value = "toybox")]
+    pub model: String,
+    /// A picture of the subject, with its caption after `=` if it has one; repeat for more pictures
+    #[arg(long = "ref", value_name = "IMG[=CAPTION]", required = true)]
+    pub references: Vec<Reference>,
+    /// What the new picture shows
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: String,
+    /// Folder for heat-LAYER.png (the pictures of the set, lit where the point attends) and matches-LAYER.png (the strongest
+    /// correspondences between the first reference and the new picture)
+    #[arg(long, value_name = "DIR", default_value = "attention")]
+    pub out: PathBuf,
+    /// The place that attends, in pixels of the picture as it is sampled [default: the middle]
+    #[arg(long, value_name = "X,Y")]
+    pub point: Option<Point>,
+    /// The picture that the point is in, counted from 1 in the order of the set: references first, then the new picture
+    /// [default: the new picture]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub image: Option<usize>,
+    /// Only layers whose names contain this, such as `up_blocks.1` or `mid_block`; repeat for more [default: all]
+    #[arg(long = "layer", value_name = "NAME")]
+    pub layers: Vec<String>,
+    /// The step that is heard, counted from 1 [default: the middle one]
+    #[arg(long, value_name = "K", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub at_step: Option<usize>,
+    /// Correspondences drawn
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub matches: usize,
+    /// Denoising steps
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = steps())]
+    pub steps: usize,
+    /// Guidance scale, 1 = no guidance [default: the model's own, else 3]
+    #[arg(long, value_name = "λ", value_parser = values::scale)]
+    pub scale: Option<f64>,
+    /// Seed of all random numbers
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Side of the pictures in pixels [default: the model's own]
+    #[arg(long, value_name = "PX", value_parser = pixels())]
+    pub size: Option<usize>,
+    /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: Device,
+    /// Print one JSON object a layer to stdout: its files, and the share of attention that goes to each picture
+    #[arg(long)]
+    pub json: bool,
+}
