@@ -39,6 +39,40 @@ pub enum Command {
     /// Look inside a model or a file; lets other programs check the networks
     #[command(subcommand)]
     Inspect(InspectCommand),
+    /// Check what this machine, this build and a model can do
+    Doctor(DoctorArgs),
+    /// Print the completions of a shell, to be sourced by it
+    Completions(CompletionsArgs),
+    /// Write the manual pages
+    Man(ManArgs),
+}
+
+/// One line a check: ok, warn, or FAIL with the way out. Exit code 1 if a check fails.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Model folder (diffusers layout), or `toybox`: the small model inside this program
+    #[arg(long, value_name = "M", default_value = "toybox")]
+    pub model: String,
+    /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: Device,
+    /// Print the checks to stdout as JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// Folder for jedi.1 and a page a verb
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
 }
 
 /// Run the same command again to go on with a run that was stopped.

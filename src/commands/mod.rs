@@ -1,11 +1,13 @@
 //! One file a verb: arguments and files become settings, the library does the work, `report` prints.
 
 mod convert;
+mod doctor;
 mod eval;
 mod inspect;
 mod inspect_attention;
 mod inspect_checkpoint;
 mod inspect_eps;
+mod manual;
 pub mod models;
 mod preview;
 mod sample;
@@ -46,6 +48,9 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Eval(args) => eval::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Inspect(command) => inspect::run(command),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::pages(&args),
     }
 }
 

@@ -9,6 +9,7 @@
 //! `finite_differences.rs` holds the kernels' gradients to central differences in f64, `twins.rs` the compositions to the
 //! kernels, `tests/parity.rs` the kernels to PyTorch, and `gradient_flow.rs` the backward pass to its promises.
 
+mod abilities;
 mod any_batch;
 mod backward;
 mod buffer;
@@ -41,6 +42,7 @@ mod shape;
 mod sums;
 mod winograd;
 
+pub use abilities::{instructions, threads};
 pub use activation::{geglu, gelu, quick_gelu, silu};
 pub use adamw::{AdamW, Moments};
 pub use any_batch::alike_in_any_batch;

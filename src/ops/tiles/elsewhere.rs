@@ -2,6 +2,11 @@
 
 use super::real::{Matrix, Output, Real};
 
+/// Whether this machine has the unit.
+pub fn available() -> bool {
+    false
+}
+
 /// Returns that nothing was done.
 ///
 /// # Safety

@@ -22,7 +22,8 @@ use std::cell::RefCell;
 use candle_core::DType;
 
 use self::pack::{Factor, Side, Sum};
-use self::unit::{Registers, Step, Tiles, available};
+pub use self::unit::available;
+use self::unit::{Registers, Step, Tiles};
 use super::precision::{Precision, matmul_precision};
 use super::real::{Matrix, Output, Real};
 
