@@ -1,8 +1,10 @@
 //! The command line as clap types and nothing else: parsing reads no file and opens no device. The `commands` turn
 //! these into settings; the value parsers (what a single flag may hold) are in `cli/values.rs`.
 
+mod convert;
 mod values;
 
+pub use convert::{ConvertArgs, Prediction, WeightDtype};
 pub use values::{Device, Reference, Shard};
 
 use std::path::PathBuf;
@@ -28,7 +30,7 @@ pub enum Command {
     SynthData(SynthDataArgs),
     /// Measure how well a model keeps the subject and follows the prompt
     Eval(EvalArgs),
-    /// Write a model folder in another number format, without training state
+    /// Write a model in another layout or number format, without training state
     Convert(ConvertArgs),
     /// Look inside a model or a file; lets other programs check the networks
     #[command(subcommand)]
@@ -44,9 +46,12 @@ pub struct SampleArgs {
     /// What the new picture shows; repeat for more pictures, each its own set with the references
     #[arg(long = "prompt", value_name = "TEXT", required = true)]
     pub prompts: Vec<String>,
-    /// Model folder (diffusers layout), or `toybox`: the small model inside this program
+    /// Model folder (diffusers layout), single .safetensors file, or `toybox`: the small model inside this program
     #[arg(long, value_name = "M", default_value = "toybox")]
     pub model: String,
+    /// Folder of CLIP's tokenizer (vocab.json, merges.txt), which single files lack [default: `tokenizer/` beside the file]
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
     /// Folder for the pictures, or the path of a .png file when exactly one picture is made
     #[arg(long, value_name = "PATH", default_value = "out")]
     pub out: PathBuf,
@@ -164,9 +169,12 @@ pub struct EvalArgs {
     /// What is measured
     #[arg(long, value_enum, default_value_t = Protocol::Toybox)]
     pub protocol: Protocol,
-    /// Model folder (diffusers layout), or `toybox`: the small model inside this program
+    /// Model folder (diffusers layout), single .safetensors file, or `toybox`: the small model inside this program
     #[arg(long, value_name = "M", default_value = "toybox")]
     pub model: String,
+    /// Folder of CLIP's tokenizer (vocab.json, merges.txt), which single files lack [default: `tokenizer/` beside the file]
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
     /// Held-out toys to measure on, 1 to 64
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
     pub toys: usize,
@@ -193,19 +201,6 @@ pub struct EvalArgs {
     pub json: bool,
 }
 
-#[derive(Debug, Args)]
-pub struct ConvertArgs {
-    /// Model folder (diffusers layout), or `toybox`: the small model inside this program
-    #[arg(long, value_name = "M")]
-    pub model: String,
-    /// Folder to write, new or empty
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// Number format of the weights
-    #[arg(long, value_enum)]
-    pub dtype: WeightDtype,
-}
-
 #[derive(Debug, Subcommand)]
 pub enum InspectCommand {
     /// Run the U-Net once on given tensors
@@ -214,17 +209,18 @@ pub enum InspectCommand {
     Text(InspectTextArgs),
     /// Encode a picture to latents and decode it again
     Vae(InspectVaeArgs),
-    /// List the tensors of a safetensors file or of a model folder
+    /// Tell what a model folder or a safetensors file is, and list its tensors
     Checkpoint(InspectCheckpointArgs),
 }
 
 #[derive(Debug, Args)]
 pub struct InspectEpsArgs {
-    /// Model folder (diffusers layout), or `toybox`
+    /// Model folder (diffusers layout), single .safetensors file, or `toybox`
     #[arg(long, value_name = "M")]
     pub model: String,
     /// Safetensors with `noisy [b·n,c,h,w]`, `mask [b·n,1,h,w]`, `reference [b·n,c,h,w]`, `timesteps [b]` (i64),
-    /// `context [b·n,l,d]`, optional `noise [b·n,c,h,w]`, and n in the metadata as `set_size`
+    /// `context [b·n,l,d]`, optional `noise [b·n,c,h,w]`, and n in the metadata as `set_size`; a plain U-Net takes no mask
+    /// and reference, InstructPix2Pix no mask
     #[arg(long, value_name = "FILE")]
     pub inputs: PathBuf,
     /// Safetensors to write: `eps`, with `noise` also `loss [1]`, with --grads also `grad.<parameter>`
@@ -237,9 +233,12 @@ pub struct InspectEpsArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectTextArgs {
-    /// Model folder (diffusers layout), or `toybox`
+    /// Model folder (diffusers layout), single .safetensors file, or `toybox`
     #[arg(long, value_name = "M")]
     pub model: String,
+    /// Folder of CLIP's tokenizer (vocab.json, merges.txt), which single files lack [default: `tokenizer/` beside the file]
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
     /// The text to encode
     #[arg(long, value_name = "TEXT")]
     pub prompt: String,
@@ -250,7 +249,7 @@ pub struct InspectTextArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectVaeArgs {
-    /// Model folder (diffusers layout), or `toybox`
+    /// Model folder (diffusers layout), single .safetensors file, or `toybox`
     #[arg(long, value_name = "M")]
     pub model: String,
     /// The picture to encode
@@ -297,13 +296,6 @@ pub enum Fit {
 pub enum Dtype {
     F32,
     /// Matrix products of bf16 factors, summed in f32: faster on CPUs with AMX, the same as f32 on others
-    Bf16,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum WeightDtype {
-    F32,
-    F16,
     Bf16,
 }
 

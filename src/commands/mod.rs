@@ -6,6 +6,7 @@ mod inspect;
 mod inspect_checkpoint;
 mod inspect_eps;
 pub mod models;
+mod pickle;
 mod preview;
 mod sample;
 mod synth_data;

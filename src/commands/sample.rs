@@ -15,7 +15,7 @@ use crate::device::Runtime;
 use crate::diffusion::{Guidance, Sampler};
 use crate::interrupt::Interrupt;
 use crate::invalid::invalid;
-use crate::model::Files;
+use crate::model::{Family, Files};
 use crate::model::write::write_tensors;
 use crate::ops::{Precision, set_matmul_precision};
 use crate::report;
@@ -24,7 +24,7 @@ use crate::sample::{Gallery, GivenNoise, Pipeline, Reference, SampleSettings, Se
 use crate::sha256::sha256_hex;
 
 pub fn run(args: SampleArgs) -> Result<()> {
-    let files = models::open(&args.model)?;
+    let files = models::open(&args.model, args.tokenizer.as_deref())?;
     let guidance = guidance(&args, &files)?;
     let shown = read_references(&args)?;
     let given = args.noise.as_deref().map(GivenNoise::read).transpose()?;
@@ -47,7 +47,7 @@ pub fn run(args: SampleArgs) -> Result<()> {
     if let Some(given) = &given {
         given.validate(n_pictures, shown.len(), args.steps, pipeline.latent_shape(size))?;
     }
-    note_what_may_surprise(&args, &pipeline)?;
+    note_what_may_surprise(&args, &files, &pipeline)?;
 
     let requests = requests(&args, &shown, size);
     let story = Story { args: &args, shown: &shown, settings: &settings, device: device_name(&runtime.device) };
@@ -157,7 +157,7 @@ fn check_outputs(args: &SampleArgs, gallery: &Gallery) -> Result<()> {
     Ok(())
 }
 
-fn note_what_may_surprise(args: &SampleArgs, pipeline: &Pipeline) -> Result<()> {
+fn note_what_may_surprise(args: &SampleArgs, files: &Files, pipeline: &Pipeline) -> Result<()> {
     let captions = args.references.iter().filter_map(|reference| reference.caption.as_ref());
     for text in args.prompts.iter().chain(captions) {
         if let Some(cut) = pipeline.tokenizer().encode(text)?.cut {
@@ -166,6 +166,14 @@ fn note_what_may_surprise(args: &SampleArgs, pipeline: &Pipeline) -> Result<()> 
     }
     if args.prompts.iter().any(|prompt| prompt.trim().is_empty()) {
         report::note("--prompt: is empty, so the picture follows the references alone");
+    }
+    let family = Family::of(files, &files.json("unet/config.json")?)?;
+    if family == Family::Inpainting && !args.references.is_empty() {
+        report::note(format!(
+            "{}: is made for inpainting, not trained on sets, so this is training-free: the references go in as masked \
+             pictures beside coupled attention and the replacement trick",
+            args.model
+        ));
     }
     if !pipeline.is_joint() && !args.references.is_empty() {
         report::note(format!(
