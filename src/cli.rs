@@ -1,10 +1,12 @@
 //! The command line as clap types and nothing else: parsing reads no file and opens no device. The `commands` turn
 //! these into settings; the value parsers (what a single flag may hold) are in `cli/values.rs`.
 
+mod convert;
 mod inspect;
 mod sample;
 mod values;
 
+pub use convert::{ConvertArgs, Prediction, WeightDtype};
 pub use inspect::{
     InspectAttentionArgs, InspectCheckpointArgs, InspectCommand, InspectEpsArgs, InspectTextArgs, InspectVaeArgs,
 };
@@ -34,7 +36,7 @@ pub enum Command {
     SynthData(SynthDataArgs),
     /// Measure how well a model keeps the subject and follows the prompt
     Eval(EvalArgs),
-    /// Write a model folder in another number format, without training state
+    /// Write a model in another layout or number format, without training state
     Convert(ConvertArgs),
     /// Look inside a model or a file; lets other programs check the networks
     #[command(subcommand)]
@@ -50,9 +52,12 @@ pub enum Command {
 /// One line a check: ok, warn, or FAIL with the way out. Exit code 1 if a check fails.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// Model folder (diffusers layout), or `toybox`: the small model inside this program
+    /// Model folder (diffusers layout), single .safetensors file, or `toybox`: the small model inside this program
     #[arg(long, value_name = "M", default_value = "toybox")]
     pub model: String,
+    /// Folder of CLIP's tokenizer (vocab.json, merges.txt), which single files lack [default: `tokenizer/` beside the file]
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
     /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: Device,
@@ -132,9 +137,12 @@ pub struct EvalArgs {
     /// What is measured
     #[arg(long, value_enum, default_value_t = Protocol::Toybox)]
     pub protocol: Protocol,
-    /// Model folder (diffusers layout), or `toybox`: the small model inside this program
+    /// Model folder (diffusers layout), single .safetensors file, or `toybox`: the small model inside this program
     #[arg(long, value_name = "M", default_value = "toybox")]
     pub model: String,
+    /// Folder of CLIP's tokenizer (vocab.json, merges.txt), which single files lack [default: `tokenizer/` beside the file]
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
     /// Held-out toys to measure on, 1 to 64
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
     pub toys: usize,
@@ -159,26 +167,6 @@ pub struct EvalArgs {
     /// Print the results to stdout as JSON instead of a table
     #[arg(long)]
     pub json: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct ConvertArgs {
-    /// Model folder (diffusers layout), or `toybox`: the small model inside this program
-    #[arg(long, value_name = "M")]
-    pub model: String,
-    /// Folder to write, new or empty
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// Number format of the weights
-    #[arg(long, value_enum)]
-    pub dtype: WeightDtype,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum WeightDtype {
-    F32,
-    F16,
-    Bf16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

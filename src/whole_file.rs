@@ -1,7 +1,7 @@
 //! Files that are there whole or not at all: written under a temporary name, synced, renamed.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -22,12 +22,17 @@ pub fn target_name(temporary: &str) -> Option<&str> {
 
 /// Writes or replaces a file in one step.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_whole_with(path, |file| Ok(file.write_all(bytes)?))
+}
+
+/// Writes or replaces a file in one step, its contents bit by bit.
+pub fn write_whole_with(path: &Path, write_contents: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
     let temporary = temporary_name(path);
-    let write = || {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
+    let write = || -> Result<()> {
+        let mut file = BufWriter::new(File::create(&temporary)?);
+        write_contents(&mut file)?;
+        file.into_inner().map_err(|error| error.into_error())?.sync_all()?;
+        Ok(fs::rename(&temporary, path)?)
     };
     let outcome = write();
     if outcome.is_err() {
@@ -48,6 +53,20 @@ mod tests {
         write_whole(&path, b"one").unwrap();
         write_whole(&path, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn contents_that_fail_leave_the_old_file_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        write_whole(&path, b"one").unwrap();
+        let error = write_whole_with(&path, |file| {
+            file.write_all(b"half")?;
+            anyhow::bail!("no more")
+        });
+        assert!(format!("{:#}", error.unwrap_err()).ends_with("a.txt: cannot be written: no more"));
+        assert_eq!(fs::read(&path).unwrap(), b"one");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 

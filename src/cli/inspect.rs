@@ -16,17 +16,18 @@ pub enum InspectCommand {
     Vae(InspectVaeArgs),
     /// Draw what a place of one picture attends to in the others, and which places correspond (the paper's Figure 5)
     Attention(Box<InspectAttentionArgs>),
-    /// List the tensors of a safetensors file or of a model folder
+    /// Tell what a model folder or a safetensors file is, and list its tensors
     Checkpoint(InspectCheckpointArgs),
 }
 
 #[derive(Debug, Args)]
 pub struct InspectEpsArgs {
-    /// Model folder (diffusers layout), or `toybox`
+    /// Model folder (diffusers layout), single .safetensors file, or `toybox`
     #[arg(long, value_name = "M")]
     pub model: String,
     /// Safetensors with `noisy [b·n,c,h,w]`, `mask [b·n,1,h,w]`, `reference [b·n,c,h,w]`, `timesteps [b]` (i64),
-    /// `context [b·n,l,d]`, optional `noise [b·n,c,h,w]`, and n in the metadata as `set_size`
+    /// `context [b·n,l,d]`, optional `noise [b·n,c,h,w]`, and n in the metadata as `set_size`; a plain U-Net takes no mask
+    /// and reference, InstructPix2Pix no mask
     #[arg(long, value_name = "FILE")]
     pub inputs: PathBuf,
     /// Safetensors to write: `eps`, with `noise` also `loss [1]`, with --grads also `grad.<parameter>`
@@ -39,9 +40,12 @@ pub struct InspectEpsArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectTextArgs {
-    /// Model folder (diffusers layout), or `toybox`
+    /// Model folder (diffusers layout), single .safetensors file, or `toybox`
     #[arg(long, value_name = "M")]
     pub model: String,
+    /// Folder of CLIP's tokenizer (vocab.json, merges.txt), which single files lack [default: `tokenizer/` beside the file]
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
     /// The text to encode
     #[arg(long, value_name = "TEXT")]
     pub prompt: String,
@@ -52,7 +56,7 @@ pub struct InspectTextArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectVaeArgs {
-    /// Model folder (diffusers layout), or `toybox`
+    /// Model folder (diffusers layout), single .safetensors file, or `toybox`
     #[arg(long, value_name = "M")]
     pub model: String,
     /// The picture to encode
@@ -72,9 +76,12 @@ pub struct InspectCheckpointArgs {
 /// A new picture is painted as `jedi sample` would, and the coupled self-attention is heard at one step.
 #[derive(Debug, Args)]
 pub struct InspectAttentionArgs {
-    /// Model folder (diffusers layout), or `toybox`: the small model inside this program
+    /// Model folder (diffusers layout), single .safetensors file, or `toybox`: the small model inside this program
     #[arg(long, value_name = "M", default_value = "toybox")]
     pub model: String,
+    /// Folder of CLIP's tokenizer (vocab.json, merges.txt), which single files lack [default: `tokenizer/` beside the file]
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
     /// A picture of the subject, with its caption after `=` if it has one; repeat for more pictures
     #[arg(long = "ref", value_name = "IMG[=CAPTION]", required = true)]
     pub references: Vec<Reference>,

@@ -40,9 +40,12 @@ pub struct SampleArgs {
     /// Repeat a picture that jedi made, by the settings in it or in the .json beside it; flags given here win
     #[arg(long, value_name = "PICTURE")]
     pub from: Option<PathBuf>,
-    /// Model folder (diffusers layout), or `toybox`: the small model inside this program [default: toybox]
+    /// Model folder (diffusers layout), single .safetensors file, or `toybox`: the small model inside this program [default: toybox]
     #[arg(long, value_name = "M")]
     pub model: Option<String>,
+    /// Folder of CLIP's tokenizer (vocab.json, merges.txt), which single files lack [default: `tokenizer/` beside the file]
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
     /// Folder for the pictures, or the path of a .png, .jpg or .webp file when exactly one picture is made
     #[arg(long, value_name = "PATH", default_value = "out")]
     pub out: PathBuf,

@@ -120,6 +120,29 @@ pub fn share(text: &str) -> Result<f64, String> {
     }
 }
 
+/// A size of files in bytes: a number and B, KB, MB, GB or TB (powers of 1000), KiB, MiB, GiB or TiB (powers of 1024).
+pub fn n_bytes(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 9] = [
+        ("KIB", 1 << 10),
+        ("MIB", 1 << 20),
+        ("GIB", 1 << 30),
+        ("TIB", 1 << 40),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+        ("B", 1),
+    ];
+    let wrong = || "use a number and a unit, such as 5GB or 800MiB".to_owned();
+    let upper = text.trim().to_ascii_uppercase();
+    let unit = UNITS.iter().find_map(|(unit, factor)| Some((upper.strip_suffix(unit)?, *factor)));
+    let (number, factor) = unit.ok_or_else(wrong)?;
+    match number.trim().parse::<f64>() {
+        Ok(number) if number.is_finite() && number * factor as f64 >= 1.0 => Ok((number * factor as f64) as u64),
+        _ => Err(wrong()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,6 +155,16 @@ mod tests {
         assert_eq!(parse("run=3/A.PNG=a robot"), Ok(("run=3/A.PNG".into(), Some("a robot".into()))));
         assert_eq!(parse("picture=a robot"), Ok(("picture".into(), Some("a robot".into()))));
         assert!(parse("=a robot").is_err());
+    }
+
+    #[test]
+    fn sizes_have_a_unit() {
+        assert_eq!(n_bytes("5GB"), Ok(5_000_000_000));
+        assert_eq!(n_bytes("1.5 kib"), Ok(1536));
+        assert_eq!(n_bytes("300B"), Ok(300));
+        for wrong in ["5", "GB", "-1GB", "0MB", "nanGB", "5 apples"] {
+            assert!(n_bytes(wrong).is_err(), "{wrong} passed");
+        }
     }
 
     #[test]

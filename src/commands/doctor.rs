@@ -1,5 +1,6 @@
 //! `jedi doctor`: what this machine, this build and a model can do.
 
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Result, bail, ensure};
@@ -73,7 +74,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     tell(Finding::of("device", runtime.as_ref().map(device).map_err(|error| anyhow::anyhow!("{error:#}"))))?;
     let runtime = runtime.unwrap_or_else(|_| Runtime::cpu());
     tell(Finding::of("gradients", gradient_flow(&runtime.device)))?;
-    tell(Finding::of("model", model(&args.model, &runtime)))?;
+    tell(Finding::of("model", model(&args.model, args.tokenizer.as_deref(), &runtime)))?;
     if has_failed {
         bail!("something does not work; the lines marked FAIL say what");
     }
@@ -125,9 +126,9 @@ fn device(runtime: &Runtime) -> String {
 }
 
 /// Loads a whole model, which shows that its parts fit, and encodes a prompt.
-fn model(name: &str, runtime: &Runtime) -> Result<String> {
+fn model(name: &str, tokenizer: Option<&Path>, runtime: &Runtime) -> Result<String> {
     let started = Instant::now();
-    let pipeline = Pipeline::load(&models::open(name)?, runtime, true)?;
+    let pipeline = Pipeline::load(&models::open(name, tokenizer)?, runtime, true)?;
     pipeline.tokenizer().encode("a photo of a robot")?;
     let kind =
         if pipeline.is_joint() { "takes references" } else { "plain Stable Diffusion: references training-free" };

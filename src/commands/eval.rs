@@ -19,7 +19,7 @@ const ORACLE_VARIATION: u64 = 100;
 
 pub fn run(args: EvalArgs) -> Result<()> {
     let Protocol::Toybox = args.protocol;
-    let files = models::open(&args.model)?;
+    let files = models::open(&args.model, args.tokenizer.as_deref())?;
     let runtime = Runtime::open(args.device.name())?;
     let interrupt = Interrupt::install()?;
     if let Some(out) = &args.out {

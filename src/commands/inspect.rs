@@ -24,7 +24,7 @@ pub fn run(command: InspectCommand) -> Result<()> {
 }
 
 fn text(args: InspectTextArgs) -> Result<()> {
-    let files = models::open_parts(&args.model, &[Part::TextEncoder, Part::Tokenizer])?;
+    let files = models::open_parts(&args.model, args.tokenizer.as_deref(), &[Part::TextEncoder, Part::Tokenizer])?;
     let config: TextConfig = files.json("text_encoder/config.json")?;
     let (encoder, _) = TextEncoder::new(&config, files.params("text_encoder", &Runtime::cpu(), false)?)?;
     let prompt = Tokenizer::read(&files, config.max_position_embeddings)?.encode(&args.prompt)?;
@@ -44,7 +44,7 @@ fn vae(args: InspectVaeArgs) -> Result<()> {
     if !args.image.is_file() {
         return Err(invalid(format!("--image {name}: no such file; check the path")));
     }
-    let files = models::open_parts(&args.model, &[Part::Vae])?;
+    let files = models::open_parts(&args.model, None, &[Part::Vae])?;
     let config: VaeConfig = files.json("vae/config.json")?;
     let decoded = std::fs::read(&args.image).map_err(Into::into).and_then(|bytes| decode(&bytes));
     let decoded = decoded.with_context(|| name.clone())?;

@@ -31,7 +31,7 @@ pub fn run(args: &InspectAttentionArgs) -> Result<()> {
     if image > n_images {
         return Err(invalid(format!("--image {image}: the set has {n_images} pictures, the new one being the last")));
     }
-    let files = models::open(&args.model)?;
+    let files = models::open(&args.model, args.tokenizer.as_deref())?;
     let guidance = Guidance::Joint { scale: models::guidance_scale(args.scale, &files)? };
     let interrupt = Interrupt::install()?;
     fs::create_dir_all(&args.out).with_context(|| format!("--out {}", args.out.display()))?;

@@ -1,5 +1,5 @@
-//! `jedi inspect checkpoint`: what a model folder holds, and the tensors of safetensors files, read from their headers
-//! alone.
+//! `jedi inspect checkpoint`: what a model folder or file is, the tensors of safetensors files by their headers, and the
+//! files' hashes.
 
 use std::{
     collections::BTreeSet,
@@ -14,12 +14,15 @@ use safetensors::tensor::Metadata;
 use crate::{
     cli::InspectCheckpointArgs,
     invalid::invalid,
-    model::{Files, UnetConfig},
+    model::{
+        Family, Files, SingleFile, UnetConfig,
+        convert::NETWORKS,
+        family::generation,
+        weights::{Stored, Weights},
+    },
     report,
+    sha256::sha256_of_file,
 };
-
-/// Parts of a model folder that have weights.
-const PARTS: [&str; 3] = ["unet", "vae", "text_encoder"];
 
 pub fn run(args: InspectCheckpointArgs) -> Result<()> {
     let files = checkpoint_files(&args.path)?;
@@ -27,9 +30,10 @@ pub fn run(args: InspectCheckpointArgs) -> Result<()> {
         .iter()
         .map(|file| header_of_file(file).with_context(|| file.display().to_string()))
         .collect::<Result<Vec<_>>>()?;
-    if PARTS.iter().any(|part| args.path.join(part).join("config.json").is_file()) {
-        for line in describe_model(&args.path, &files, &headers)? {
-            report::result(line)?;
+    if let Some((kind, model)) = model_at(&args.path)? {
+        report::result(format!("{}: {kind}", args.path.display()))?;
+        for line in describe_model(&model)? {
+            report::result(format!("  {line}"))?;
         }
     }
     for (file, header) in files.iter().zip(&headers) {
@@ -37,8 +41,21 @@ pub fn run(args: InspectCheckpointArgs) -> Result<()> {
         for line in describe(header) {
             report::result(format!("  {line}"))?;
         }
+        report::result(format!("  {} bytes, sha256 {}", file.metadata()?.len(), sha256_of_file(file)?))?;
     }
     Ok(())
+}
+
+/// The model in a folder or in a single file, with what it is; None for other weights.
+fn model_at(path: &Path) -> Result<Option<(&'static str, Files)>> {
+    if path.is_dir() {
+        let model = Files::Folder(path.to_owned());
+        let is_model = NETWORKS.iter().any(|part| model.contains(&format!("{part}/config.json")));
+        return Ok(is_model.then_some(("model folder", model)));
+    }
+    // A file that holds no network as Stable Diffusion names them is listed all the same.
+    let file = SingleFile::open(path).ok();
+    Ok(file.map(|file| ("single file, Stable Diffusion's own layout", Files::Single(file.into()))))
 }
 
 /// The file itself, or all safetensors below the folder, by name.
@@ -91,40 +108,48 @@ fn header_of_file(path: &Path) -> Result<Metadata> {
     Ok(header)
 }
 
-/// Family, parameters and dtypes of each part, training so far.
-fn describe_model(folder: &Path, files: &[PathBuf], headers: &[Metadata]) -> Result<Vec<String>> {
-    let model = Files::Folder(folder.to_owned());
-    let mut lines = vec![format!("{}: model folder", folder.display())];
+/// Family, what is predicted, parameters, dtypes and sizes of each part, training so far.
+fn describe_model(model: &Files) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
     if model.contains("unet/config.json") {
         let config: UnetConfig = model.json("unet/config.json")?;
-        let (inputs, c) = (config.in_channels, config.latent_channels());
-        lines.push(if config.is_joint() {
-            format!("  family: joint ({inputs} channels: noisy {c}, mask 1, reference {c})")
-        } else if inputs == c {
-            format!("  family: plain ({inputs} channels, as Stable Diffusion)")
-        } else {
-            format!("  family: unknown ({inputs} channels in, {c} out)")
+        let family = Family::of(model, &config)?.describe(&config);
+        let generation = generation(&config).map_or(String::new(), |name| format!(", {name}"));
+        lines.push(format!("family: {family}{generation}"));
+    }
+    if model.contains("scheduler/scheduler_config.json") {
+        let scheduler: serde_json::Value = model.json("scheduler/scheduler_config.json")?;
+        lines.push(format!("prediction: {}", scheduler["prediction_type"].as_str().unwrap_or("epsilon")));
+    }
+    for part in NETWORKS.iter().filter(|part| model.contains(&format!("{part}/config.json"))) {
+        lines.push(match model.weights(part) {
+            Ok(weights) => format!("{part}: {}", describe_weights(&weights)),
+            Err(error) => format!("{part}: no weights ({error:#})"),
         });
     }
-    for part in PARTS {
-        let own: Vec<&Metadata> =
-            files.iter().zip(headers).filter(|(file, _)| file.starts_with(folder.join(part))).map(|(_, h)| h).collect();
-        let tensors = || own.iter().flat_map(|header| header.tensors().into_values());
-        let n_values: usize = tensors().map(|info| info.shape.iter().product::<usize>()).sum();
-        let dtypes: BTreeSet<String> = tensors().map(|info| format!("{:?}", info.dtype)).collect();
-        lines.push(match own.is_empty() {
-            true => format!("  {part}: no weights"),
-            false => format!("  {part}: {n_values} parameters, {}", Vec::from_iter(dtypes).join(" and ")),
-        });
-    }
-    let steps = match model.contains("jedi.json") {
-        true => model.json::<serde_json::Value>("jedi.json")?["trained_steps"].as_u64(),
-        false => None,
+    let has_tokenizer =
+        ["vocab.json", "tokenizer.json"].iter().any(|name| model.contains(&format!("tokenizer/{name}")));
+    lines.push(format!("tokenizer: {}", if has_tokenizer { "there" } else { "none, needs --tokenizer" }));
+    let info = match model.contains("jedi.json") {
+        true => model.json("jedi.json")?,
+        false => serde_json::Value::Null,
     };
-    lines.push(format!("  trained steps: {}", steps.map_or("not told".to_owned(), |steps| steps.to_string())));
+    let steps = info["trained_steps"].as_u64();
+    lines.push(format!("trained steps: {}", steps.map_or("not told".to_owned(), |steps| steps.to_string())));
+    if let Some(hash) = info["config_hash"].as_str() {
+        lines.push(format!("trained by config: {hash}"));
+    }
     let state = if model.contains("state/optimizer.safetensors") { "there, training can go on" } else { "none" };
-    lines.push(format!("  optimizer state: {state}"));
+    lines.push(format!("optimizer state: {state}"));
     Ok(lines)
+}
+
+fn describe_weights(weights: &Weights) -> String {
+    let tensors = || weights.tensors().values();
+    let n_values: usize = tensors().map(Stored::n_values).sum();
+    let n_bytes: usize = tensors().map(|tensor| tensor.n_values() * tensor.dtype().bitsize() / 8).sum();
+    let dtypes: BTreeSet<String> = tensors().map(|tensor| format!("{:?}", tensor.dtype())).collect();
+    format!("{n_values} parameters, {}, {:.1} MB", Vec::from_iter(dtypes).join(" and "), n_bytes as f64 / 1e6)
 }
 
 /// One line a tensor by name, then the file's metadata and the sum.
@@ -136,7 +161,17 @@ fn describe(header: &Metadata) -> Vec<String> {
         tensors.iter().map(|(name, info)| format!("{name} {:?} {:?}", info.dtype, info.shape)).collect();
     let mut metadata: Vec<_> = header.metadata().iter().flatten().collect();
     metadata.sort();
-    lines.extend(metadata.iter().map(|(key, value)| format!("metadata {key} = {value}")));
+    lines.extend(metadata.iter().map(|(key, value)| format!("metadata {key} = {}", shortened(value))));
     lines.push(format!("{} tensors, {n_values} values", tensors.len()));
     lines
+}
+
+/// Metadata on one line; whole files may be in there.
+fn shortened(value: &str) -> String {
+    const N_SHOWN: usize = 200;
+    let line = value.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(N_SHOWN) {
+        Some((end, _)) => format!("{}… ({} bytes)", &line[..end], value.len()),
+        None => line,
+    }
 }

@@ -19,7 +19,7 @@ use crate::report;
 use crate::shape::SetShape;
 
 pub fn run(args: InspectEpsArgs) -> Result<()> {
-    let files = models::open_parts(&args.model, &[Part::Unet])?;
+    let files = models::open_parts(&args.model, None, &[Part::Unet])?;
     let config: UnetConfig = files.json("unet/config.json")?;
     let inputs = Inputs::read(&args.inputs)?;
     let call = Call::new(&inputs, &config)?;
@@ -117,15 +117,18 @@ impl Call {
             "{name}: tensor noisy is {h}×{w}, this network takes multiples of {multiple}"
         );
         let shape = SetShape::from_total(total, inputs.set_size()?).with_context(|| format!("{name}: tensor noisy"))?;
+        let reference = || inputs.shaped("reference", &[total, c, h, w]);
         let input = if config.is_joint() {
             let mask = inputs.shaped("mask", &[total, 1, h, w])?;
-            let reference = inputs.shaped("reference", &[total, c, h, w])?;
-            Tensor::cat(&[&noisy, &mask, &reference], 1)? // [b·n, 2c + 1, h, w]
+            Tensor::cat(&[&noisy, &mask, &reference()?], 1)? // [b·n, 2c + 1, h, w]
+        } else if config.in_channels == 2 * c {
+            Tensor::cat(&[&noisy, &reference()?], 1)? // [b·n, 2c, h, w]
         } else {
             ensure!(
                 config.in_channels == c,
-                "unet/config.json: in_channels {} is neither {c} nor {} (joint)",
+                "unet/config.json: in_channels {} is neither {c} nor {} (InstructPix2Pix) nor {} (joint)",
                 config.in_channels,
+                2 * c,
                 2 * c + 1
             );
             noisy

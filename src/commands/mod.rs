@@ -9,6 +9,7 @@ mod inspect_checkpoint;
 mod inspect_eps;
 mod manual;
 pub mod models;
+mod pickle;
 mod preview;
 mod sample;
 mod synth_data;

@@ -1,11 +1,14 @@
-//! The name of a model to its files: a folder, the hub's `owner/name`, or `toybox`.
+//! The name of a model to its files: a folder, a single file, the hub's `owner/name`, or `toybox`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Result;
 
-use crate::invalid::invalid;
-use crate::model::{Files, toybox};
+use super::pickle;
+use crate::invalid::{invalid, is_invalid};
+use crate::model::{Files, SingleFile, toybox};
+use crate::report;
 
 /// A part of a model folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,37 +39,106 @@ impl Part {
             Part::Scheduler => &["scheduler/scheduler_config.json"],
         }
     }
+
+    fn in_words(self) -> &'static str {
+        match self {
+            Part::Unet => "the U-Net (model.diffusion_model.…)",
+            Part::Vae => "the VAE (first_stage_model.…)",
+            Part::TextEncoder => "the text encoder (cond_stage_model.…)",
+            Part::Tokenizer => "the tokenizer (give --tokenizer DIR)",
+            Part::Scheduler => "the noise schedule",
+        }
+    }
 }
 
-/// The files of a whole model.
-pub fn open(name: &str) -> Result<Files> {
-    open_parts(name, Part::ALL)
+/// The files of a whole model; those of its tokenizer in the folder `tokenizer` where one is given.
+pub fn open(name: &str, tokenizer: Option<&Path>) -> Result<Files> {
+    open_parts(name, tokenizer, Part::ALL)
 }
 
 /// The files of a model of which only `parts` are needed.
-pub fn open_parts(name: &str, parts: &[Part]) -> Result<Files> {
+pub fn open_parts(name: &str, tokenizer: Option<&Path>, parts: &[Part]) -> Result<Files> {
+    let files = find(name, tokenizer)?;
+    let is_there = |part: &Part| part.files().iter().any(|file| files.contains(file));
+    let missing: Vec<&Part> = parts.iter().filter(|part| !is_there(part)).collect();
+    if missing.is_empty() {
+        return Ok(files);
+    }
     let wrong = |cause: String| Err(invalid(format!("--model {name}: {cause}")));
-    if name == "toybox" {
-        return Ok(Files::Embedded(toybox::FILES));
+    if Path::new(name).is_file() {
+        return match missing.as_slice() {
+            [Part::Tokenizer] => wrong(
+                "a single file has no tokenizer; give --tokenizer DIR, the `tokenizer/` of any Stable Diffusion 1 or 2 \
+                 folder or a copy of openai/clip-vit-large-patch14 (vocab.json, merges.txt), or put it beside the file as \
+                 `tokenizer/`"
+                    .into(),
+            ),
+            _ => wrong(format!(
+                "is no whole model: it lacks {}",
+                missing.iter().map(|part| part.in_words()).collect::<Vec<_>>().join(", ")
+            )),
+        };
     }
+    let index = if files.contains("model_index.json") { "" } else { " (nor is there a model_index.json)" };
+    let missing: Vec<&str> = missing.iter().map(|part| part.files()[0]).collect();
+    wrong(format!("is no whole model folder (diffusers layout): no {}{index}", missing.join(", no ")))
+}
+
+fn find(name: &str, tokenizer: Option<&Path>) -> Result<Files> {
     let path = Path::new(name);
-    if path.is_file() {
-        return wrong(
-            "is a file, and jedi reads model folders in the diffusers layout; for a single-file checkpoint, make one \
-             with diffusers: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
-                .into(),
-        );
-    }
-    if path.is_dir() {
-        let files = Files::Folder(path.to_owned());
-        let is_there = |part: &Part| part.files().iter().any(|file| files.contains(file));
-        let missing: Vec<&str> = parts.iter().filter(|part| !is_there(part)).map(|part| part.files()[0]).collect();
-        if missing.is_empty() {
-            return Ok(files);
+    let mut files = if name == "toybox" {
+        Files::Embedded(toybox::FILES)
+    } else if path.is_file() {
+        single_file(name, path)?
+    } else if path.is_dir() {
+        Files::Folder(path.to_owned())
+    } else {
+        return Err(not_there(name));
+    };
+    if let Some(folder) = tokenizer {
+        files = files.with_tokenizer(tokenizer_folder(folder)?);
+    } else if path.is_file() && !files.contains("tokenizer/vocab.json") && !files.contains("tokenizer/tokenizer.json") {
+        let beside = path.with_file_name("tokenizer");
+        if holds_tokenizer(&beside) {
+            files = files.with_tokenizer(beside);
         }
-        let index = if files.contains("model_index.json") { "" } else { " (nor is there a model_index.json)" };
-        return wrong(format!("is no whole model folder (diffusers layout): no {}{index}", missing.join(", no ")));
     }
+    Ok(files)
+}
+
+/// A whole model in one file.
+fn single_file(name: &str, path: &Path) -> Result<Files> {
+    pickle::refuse(name, path)?;
+    let file = SingleFile::open(path).map_err(|error| match is_invalid(&error) {
+        true => invalid(format!("--model {error:#}")),
+        false => error.context("--model"),
+    })?;
+    if let Some(notice) = file.notice() {
+        report::note(notice);
+    }
+    Ok(Files::Single(Arc::new(file)))
+}
+
+/// The folder itself, or the `tokenizer/` of a model folder.
+fn tokenizer_folder(folder: &Path) -> Result<PathBuf> {
+    for folder in [folder.to_owned(), folder.join("tokenizer")] {
+        if holds_tokenizer(&folder) {
+            return Ok(folder);
+        }
+    }
+    Err(invalid(format!(
+        "--tokenizer {}: holds neither vocab.json and merges.txt nor tokenizer.json; name a folder that does",
+        folder.display()
+    )))
+}
+
+fn holds_tokenizer(folder: &Path) -> bool {
+    let has = |name: &str| folder.join(name).is_file();
+    has("vocab.json") && has("merges.txt") || has("tokenizer.json")
+}
+
+fn not_there(name: &str) -> anyhow::Error {
+    let wrong = |cause: String| invalid(format!("--model {name}: {cause}"));
     if let Some((repository, revision)) = hub_name(name) {
         let revision = revision.map_or(String::new(), |revision| format!(" --revision {revision}"));
         return wrong(format!(
@@ -106,11 +178,13 @@ pub fn guidance_scale(asked: Option<f64>, files: &Files) -> Result<f64> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{DType, Device, Tensor};
+
     use super::*;
-    use crate::invalid::is_invalid;
+    use crate::model::write::write_tensors;
 
     fn refusal(name: &str) -> String {
-        let error = open(name).unwrap_err();
+        let error = open(name, None).unwrap_err();
         assert!(is_invalid(&error), "{error}");
         error.to_string()
     }
@@ -129,10 +203,35 @@ mod tests {
         assert!(refusal("owner/model").contains("hf download owner/model --local-dir"));
         assert!(refusal("hf:owner/model@v1").contains("--revision v1"));
         assert!(refusal("no-such-model").contains("no such folder; check the path"));
+    }
+
+    #[test]
+    fn a_file_that_is_no_whole_model_is_refused_with_the_reason() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("sd.ckpt");
-        std::fs::write(&file, "").unwrap();
-        assert!(refusal(file.to_str().unwrap()).contains("from_single_file"));
+        let file = folder.path().join("some.safetensors");
+        for (tensor, reason) in [
+            ("down_blocks.0.resnets.0.conv1.weight", "is one part of a diffusers folder"),
+            ("lora_unet_down_blocks_0.lora_up.weight", "is a LoRA"),
+            ("conditioner.embedders.0.transformer.x", "is Stable Diffusion XL"),
+            ("layers.0.weight", "holds no tensor of a Stable Diffusion model"),
+            ("model.diffusion_model.joint_blocks.0.x", "not Stable Diffusion 1 or 2"),
+            ("first_stage_model.encoder.x", "laid out in another way"),
+        ] {
+            let one = Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap();
+            write_tensors(&file, &[(tensor.to_owned(), one)].into(), &[]).unwrap();
+            let message = refusal(file.to_str().unwrap());
+            assert!(message.starts_with("--model ") && message.contains(reason), "{tensor}: {message}");
+        }
+        std::fs::write(&file, "hello").unwrap();
+        let error = format!("{:#}", open(file.to_str().unwrap(), None).unwrap_err());
+        assert!(error.contains("some.safetensors: not a readable safetensors file"), "{error}");
+    }
+
+    #[test]
+    fn a_tokenizer_folder_without_one_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = open("toybox", Some(folder.path())).unwrap_err();
+        assert!(is_invalid(&error) && error.to_string().contains("holds neither vocab.json"), "{error}");
     }
 
     #[test]
@@ -147,6 +246,6 @@ mod tests {
         let message = refusal(name);
         assert!(message.contains("no vae/config.json, no text_encoder/config.json, no scheduler/"), "{message}");
         assert!(!message.contains("no unet") && !message.contains("no tokenizer"), "{message}");
-        assert!(open_parts(name, &[Part::Unet]).is_ok());
+        assert!(open_parts(name, None, &[Part::Unet]).is_ok());
     }
 }

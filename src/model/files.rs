@@ -1,14 +1,20 @@
-//! The files of a model, in a folder or inside the binary, and the tensors in them.
+//! The files of a model (in a folder, in one file, or inside the binary) by their names in the diffusers layout, and the
+//! weights in them.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use candle_core::{Device, Tensor, safetensors::MmapedSafetensors};
+use candle_core::Tensor;
 use serde::de::DeserializeOwned;
 
 use super::params::Params;
+use super::single_file::SingleFile;
+use super::weight_file::WeightFile;
+pub use super::weight_file::read_safetensors;
+use super::weights::Weights;
 use crate::device::Runtime;
 
 /// Where the files of a model are.
@@ -18,14 +24,33 @@ pub enum Files {
     Folder(PathBuf),
     /// Name inside the folder, contents.
     Embedded(&'static [(&'static str, &'static [u8])]),
+    /// One `.safetensors` file in Stable Diffusion's own naming.
+    Single(Arc<SingleFile>),
+    /// A model and the folder of its tokenizer, which lies elsewhere.
+    WithTokenizer(Box<Files>, PathBuf),
 }
 
+/// How a tokenizer pads. Where the model itself says so, its word counts, whatever tokenizer it is given.
+const TOKENIZER_CONFIG: &str = "tokenizer/tokenizer_config.json";
+/// Says the same in older files.
+const SPECIAL_TOKENS: &str = "tokenizer/special_tokens_map.json";
+
 impl Files {
+    /// The same model with the tokenizer in `folder`.
+    pub fn with_tokenizer(self, folder: PathBuf) -> Self {
+        Self::WithTokenizer(Box::new(self), folder)
+    }
+
     /// Whether the file is there.
     pub fn contains(&self, name: &str) -> bool {
         match self {
             Self::Folder(folder) => folder.join(name).is_file(),
             Self::Embedded(files) => files.iter().any(|(known, _)| *known == name),
+            Self::Single(file) => file.text(name).is_some(),
+            Self::WithTokenizer(model, tokenizer) => match in_tokenizer(model, name) {
+                Some(own) => tokenizer.join(own).is_file(),
+                None => model.contains(name),
+            },
         }
     }
 
@@ -34,6 +59,11 @@ impl Files {
         match self {
             Self::Folder(folder) => folder.join(name).display().to_string(),
             Self::Embedded(_) => format!("embedded model: {name}"),
+            Self::Single(file) => format!("{}: {name}", file.path().display()),
+            Self::WithTokenizer(model, tokenizer) => match in_tokenizer(model, name) {
+                Some(own) => tokenizer.join(own).display().to_string(),
+                None => model.describe(name),
+            },
         }
     }
 
@@ -51,6 +81,14 @@ impl Files {
                 Some((_, bytes)) => Ok(Cow::Borrowed(bytes)),
                 None => bail!("embedded model: no file {name}"),
             },
+            Self::Single(file) => {
+                let text = file.text(name);
+                Ok(Cow::Owned(text.with_context(|| format!("{}: is not in the file", self.describe(name)))?.into()))
+            }
+            Self::WithTokenizer(model, tokenizer) => match in_tokenizer(model, name) {
+                Some(own) => Self::Folder(tokenizer.clone()).bytes(own),
+                None => model.bytes(name),
+            },
         }
     }
 
@@ -67,47 +105,73 @@ impl Files {
 
     /// The parameters of a component (`unet`, `vae`, `text_encoder`) where and how the networks run.
     pub fn params(&self, component: &str, runtime: &Runtime, is_trainable: bool) -> Result<Params> {
-        let (tensors, origin) = self.tensors(component)?;
-        Ok(Params::checkpoint(tensors, origin, &runtime.device, runtime.dtype, is_trainable))
+        Ok(Params::stored(self.weights(component)?, &runtime.device, runtime.dtype, is_trainable))
     }
 
     /// All tensors of a component (`unet`, `vae`, `text_encoder`) on the CPU in the file's dtype, and the file's name.
     pub fn tensors(&self, component: &str) -> Result<(BTreeMap<String, Tensor>, String)> {
+        let weights = self.weights(component)?;
+        Ok((weights.load_all()?, weights.origin().to_owned()))
+    }
+
+    /// The tensors of a component (`unet`, `vae`, `text_encoder`) by the names that diffusers gives them; none is read yet.
+    pub fn weights(&self, component: &str) -> Result<Weights> {
+        match self {
+            Self::Single(file) => return file.weights(component),
+            Self::WithTokenizer(model, _) => return model.weights(component),
+            Self::Folder(_) | Self::Embedded(_) => {}
+        }
         let stem = weights_stem(component);
         for variant in ["", ".fp16"] {
             let single = format!("{component}/{stem}{variant}.safetensors");
             if self.contains(&single) {
-                return Ok((self.tensors_of(std::slice::from_ref(&single))?, self.describe(&single)));
+                return self.weights_in(std::slice::from_ref(&single), &single);
             }
             let index = format!("{component}/{stem}.safetensors.index{variant}.json");
             if self.contains(&index) {
                 let index_json: ShardIndex = self.json(&index)?;
                 let shards: BTreeSet<String> =
                     index_json.weight_map.into_values().map(|shard| format!("{component}/{shard}")).collect();
-                return Ok((self.tensors_of(&Vec::from_iter(shards))?, self.describe(&index)));
+                return self.weights_in(&Vec::from_iter(shards), &index);
             }
         }
-        bail!(
-            "{}: no {stem}.safetensors, {stem}.fp16.safetensors or index beside it",
-            self.describe(&format!("{component}/"))
-        )
+        let folder = self.describe(&format!("{component}/"));
+        for pickle in [format!("{component}/{stem}.bin"), format!("{component}/pytorch_model.bin")] {
+            if self.contains(&pickle) {
+                bail!(
+                    "{}: is a Python pickle, which jedi does not open; load the model in Python and write it again with \
+                     save_pretrained(FOLDER, safe_serialization=True)",
+                    self.describe(&pickle)
+                );
+            }
+        }
+        bail!("{folder}: no {stem}.safetensors, {stem}.fp16.safetensors or index beside it")
     }
 
-    fn tensors_of(&self, names: &[String]) -> Result<BTreeMap<String, Tensor>> {
+    fn weights_in(&self, names: &[String], origin: &str) -> Result<Weights> {
         let mut tensors = BTreeMap::new();
         for name in names {
-            match self {
-                Self::Folder(folder) => tensors.extend(read_safetensors(&folder.join(name))?),
-                Self::Embedded(_) => {
-                    let loaded = candle_core::safetensors::load_buffer(&self.bytes(name)?, &Device::Cpu);
-                    tensors.extend(loaded.with_context(|| self.describe(name))?);
-                }
-            }
+            let file = match self {
+                Self::Embedded(files) => match files.iter().find(|(known, _)| known == name) {
+                    Some((_, bytes)) => WeightFile::embedded(bytes).with_context(|| self.describe(name))?,
+                    None => bail!("embedded model: no file {name}"),
+                },
+                Self::Folder(folder) => WeightFile::open(&folder.join(name))?,
+                Self::Single(_) | Self::WithTokenizer(..) => unreachable!("their weights are asked for elsewhere"),
+            };
+            tensors.extend(file.tensors());
         }
         // A buffer that older transformers wrote among the weights; it holds 0, 1, 2, ….
         tensors.retain(|name, _| !name.ends_with("position_ids"));
-        Ok(tensors)
+        Ok(Weights::new(self.describe(origin), tensors))
     }
+}
+
+/// The name inside the tokenizer's own folder of a file that is to be found there.
+fn in_tokenizer<'a>(model: &Files, name: &'a str) -> Option<&'a str> {
+    let own = name.strip_prefix("tokenizer/")?;
+    let tells_padding = name == TOKENIZER_CONFIG || name == SPECIAL_TOKENS;
+    (!tells_padding || !model.contains(TOKENIZER_CONFIG)).then_some(own)
 }
 
 /// The name of a component's weight file, without suffix.
@@ -118,19 +182,4 @@ pub fn weights_stem(component: &str) -> &'static str {
 #[derive(serde::Deserialize)]
 struct ShardIndex {
     weight_map: BTreeMap<String, String>,
-}
-
-/// Reads every tensor of a `.safetensors` file through a memory map.
-pub fn read_safetensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    let describe = || format!("{}: not a readable safetensors file", path.display());
-    // SAFETY: as every user of mapped files, we rely on nobody rewriting the file meanwhile; jedi itself only renames.
-    let file = unsafe { MmapedSafetensors::new(path) }.with_context(describe)?;
-    let names: Vec<String> = file.tensors().into_iter().map(|(name, _)| name).collect();
-    names
-        .into_iter()
-        .map(|name| {
-            let tensor = file.load(&name, &Device::Cpu).with_context(describe)?;
-            Ok((name, tensor))
-        })
-        .collect()
 }

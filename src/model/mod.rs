@@ -1,10 +1,17 @@
 //! The network family: U-Net, AutoencoderKL, CLIP text encoder; built from a diffusers `config.json`.
 
 pub mod config;
+pub mod convert;
 pub mod coupling;
+pub mod family;
 pub mod files;
 pub mod fingerprint;
+mod ldm;
 pub mod params;
+pub mod single_file;
+pub mod weight_file;
+pub mod weights;
+pub mod widen;
 
 mod blocks;
 pub mod layers;
@@ -20,7 +27,9 @@ pub mod write;
 
 pub use config::{UnetConfig, VaeConfig};
 pub use coupling::{Probe, Sight};
+pub use family::Family;
 pub use files::Files;
+pub use single_file::SingleFile;
 pub use text::{TextConfig, TextEncoder};
 pub use tokenizer::{Prompt, Tokenizer};
 pub use unet::JointUnet;

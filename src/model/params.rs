@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use candle_core::{DType, Device, Tensor, Var};
 
+use super::weights::Weights;
 use crate::rng::Rng;
 
 /// How a fresh parameter is drawn.
@@ -36,10 +37,7 @@ enum Source {
     Random {
         seed: u64,
     },
-    Checkpoint {
-        tensors: BTreeMap<String, Tensor>,
-        origin: String,
-    },
+    Checkpoint(Weights),
 }
 
 struct Store {
@@ -64,7 +62,7 @@ impl Params {
         Self::over(Source::Random { seed }, device, dtype, true)
     }
 
-    /// Parameters from a checkpoint; `origin` (a path) is named in errors. `trainable` makes them `Var`s.
+    /// Parameters from tensors in memory; `origin` (a path) is named in errors. `trainable` makes them `Var`s.
     pub fn checkpoint(
         tensors: BTreeMap<String, Tensor>,
         origin: impl Into<String>,
@@ -72,7 +70,12 @@ impl Params {
         dtype: DType,
         trainable: bool,
     ) -> Self {
-        Self::over(Source::Checkpoint { tensors, origin: origin.into() }, device, dtype, trainable)
+        Self::stored(Weights::in_memory(origin, tensors), device, dtype, trainable)
+    }
+
+    /// Parameters from a checkpoint, each read when a layer asks for it.
+    pub fn stored(weights: Weights, device: &Device, dtype: DType, trainable: bool) -> Self {
+        Self::over(Source::Checkpoint(weights), device, dtype, trainable)
     }
 
     fn over(source: Source, device: &Device, dtype: DType, trainable: bool) -> Self {
@@ -96,7 +99,7 @@ impl Params {
     pub fn contains(&self, name: &str) -> bool {
         match &self.store.source {
             Source::Random { .. } => false,
-            Source::Checkpoint { tensors, .. } => tensors.contains_key(&self.pp(name).prefix),
+            Source::Checkpoint(weights) => weights.tensors().contains_key(&self.pp(name).prefix),
         }
     }
 
@@ -106,13 +109,16 @@ impl Params {
         let store = &self.store;
         let tensor = match &store.source {
             Source::Random { seed } => draw(*seed, &name, shape, init)?,
-            Source::Checkpoint { tensors, origin } => match tensors.get(&name) {
-                None => bail!("{origin}: tensor {name} is missing; this network needs it with shape {shape:?}"),
-                Some(found) if found.dims() != shape => {
-                    bail!("{origin}: tensor {name} has shape {:?}, this network needs {shape:?}", found.dims())
+            Source::Checkpoint(weights) => {
+                let origin = weights.origin();
+                match weights.tensors().get(&name) {
+                    None => bail!("{origin}: tensor {name} is missing; this network needs it with shape {shape:?}"),
+                    Some(found) if found.shape() != shape => {
+                        bail!("{origin}: tensor {name} has shape {:?}, this network needs {shape:?}", found.shape())
+                    }
+                    Some(found) => found.load(&store.device).with_context(|| format!("{origin}: tensor {name}"))?,
                 }
-                Some(found) => found.clone(),
-            },
+            }
         };
         let tensor = tensor.to_device(&store.device)?.to_dtype(store.dtype)?;
         store.used.lock().expect("no panic while held").insert(name.clone());
@@ -129,7 +135,8 @@ impl Params {
     /// has tensors that the network did not ask for.
     pub fn finish(self) -> Result<NamedVars> {
         let used = self.store.used.lock().expect("no panic while held");
-        if let Source::Checkpoint { tensors, origin } = &self.store.source {
+        if let Source::Checkpoint(weights) = &self.store.source {
+            let (tensors, origin) = (weights.tensors(), weights.origin());
             let extra: Vec<&String> = tensors.keys().filter(|name| !used.contains(*name)).collect();
             if let Some(first) = extra.first() {
                 bail!("{origin}: {} tensors do not belong to this network, the first is {first}", extra.len());

@@ -1,21 +1,29 @@
 //! Writes model folders in the diffusers layout. Every file goes to a temporary name first and is renamed when whole.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use serde::Serialize;
+use serde_json::{Map, Value, json};
 
+use super::convert::TOKENIZER_FILES;
 use super::files::{Files, weights_stem};
-use crate::whole_file::write_whole;
+use super::weights::Stored;
+use crate::whole_file::{write_whole, write_whole_with};
 
 /// Writes a file whole or not at all, and the folders that lead to it.
-fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
-    }
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    make_folder_of(path)?;
     write_whole(path, bytes)
+}
+
+fn make_folder_of(path: &Path) -> Result<()> {
+    let Some(folder) = path.parent() else { return Ok(()) };
+    std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be made", folder.display()))
 }
 
 /// Copies a file of a model as it is.
@@ -32,11 +40,42 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 
 /// Writes a `.safetensors` file, tensors sorted by name; the metadata says that they are PyTorch's.
 pub fn write_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>, metadata: &[(&str, String)]) -> Result<()> {
-    let mut all: HashMap<String, String> = metadata.iter().map(|(k, v)| (k.to_string(), v.clone())).collect();
-    all.insert("format".into(), "pt".into());
-    let tensors = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor));
-    let bytes = safetensors::serialize(tensors, Some(all)).with_context(|| path.display().to_string())?;
-    write_file(path, &bytes)
+    let stored: Vec<(&str, Stored)> = tensors.iter().map(|(name, tensor)| (&**name, tensor.clone().into())).collect();
+    let metadata = metadata.iter().map(|(key, value)| (key.to_string(), value.clone())).collect();
+    write_stored(path, stored.iter().map(|(name, tensor)| (*name, tensor)), None, metadata)
+}
+
+/// [`write_tensors`] of tensors that are read one by one as they are written, cast to `dtype` (None: as they are).
+pub fn write_stored<'a>(
+    path: &Path,
+    tensors: impl Iterator<Item = (&'a str, &'a Stored)>,
+    dtype: Option<DType>,
+    mut metadata: BTreeMap<String, String>,
+) -> Result<()> {
+    let mut tensors: Vec<(&str, &Stored)> = tensors.collect();
+    // As the safetensors library orders them, so that each lies aligned in a mapped file: wide numbers first.
+    tensors.sort_by_key(|(name, tensor)| (Reverse(tensor.written_dtype(dtype)), *name));
+    metadata.insert("format".into(), "pt".into());
+    let mut header = Map::from_iter([("__metadata__".to_owned(), json!(metadata))]);
+    let mut end = 0;
+    for (name, tensor) in &tensors {
+        let written = tensor.written_dtype(dtype);
+        let start = end;
+        end += tensor.n_values() * written.bitsize() / 8;
+        let entry = json!({"dtype": written, "shape": tensor.shape(), "data_offsets": [start, end]});
+        header.insert((*name).to_owned(), entry);
+    }
+    let mut header = serde_json::to_vec(&header)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    make_folder_of(path)?;
+    write_whole_with(path, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        for (name, tensor) in tensors {
+            tensor.with_bytes(dtype, |bytes| file.write_all(bytes)).with_context(|| format!("tensor {name}"))?;
+        }
+        Ok(())
+    })
 }
 
 /// Writes `config.json` and the weights of one component of a model folder.
@@ -53,7 +92,7 @@ pub fn write_component(
 
 /// Copies the files of a tokenizer that the model has.
 pub fn copy_tokenizer(files: &Files, folder: &Path) -> Result<()> {
-    for name in ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"] {
+    for name in TOKENIZER_FILES {
         let name = format!("tokenizer/{name}");
         if files.contains(&name) {
             copy_file(files, &name, folder)?;
@@ -64,8 +103,13 @@ pub fn copy_tokenizer(files: &Files, folder: &Path) -> Result<()> {
 
 /// `model_index.json`: which class of which library reads each component that the folder holds.
 pub fn write_model_index(folder: &Path) -> Result<()> {
-    let mut index = serde_json::Map::new();
-    index.insert("_class_name".into(), "StableDiffusionPipeline".into());
+    let index = model_index("StableDiffusionPipeline", |component| folder.join(component).is_dir());
+    write_json(&folder.join("model_index.json"), &index)
+}
+
+/// [`write_model_index`]'s contents for a pipeline of this class and the components that are there.
+pub fn model_index(pipeline_class: &str, is_there: impl Fn(&str) -> bool) -> Map<String, Value> {
+    let mut index = Map::from_iter([("_class_name".to_owned(), json!(pipeline_class))]);
     for (component, library, class) in [
         ("scheduler", "diffusers", "DDIMScheduler"),
         ("text_encoder", "transformers", "CLIPTextModel"),
@@ -73,12 +117,12 @@ pub fn write_model_index(folder: &Path) -> Result<()> {
         ("unet", "diffusers", "UNet2DConditionModel"),
         ("vae", "diffusers", "AutoencoderKL"),
     ] {
-        if folder.join(component).is_dir() {
-            index.insert(component.into(), serde_json::json!([library, class]));
+        if is_there(component) {
+            index.insert(component.into(), json!([library, class]));
         }
     }
     for absent in ["safety_checker", "feature_extractor"] {
-        index.insert(absent.into(), serde_json::json!([null, null]));
+        index.insert(absent.into(), json!([null, null]));
     }
-    write_json(&folder.join("model_index.json"), &index)
+    index
 }

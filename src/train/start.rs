@@ -3,15 +3,12 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use candle_core::Tensor;
+use anyhow::{Result, ensure};
 
 use crate::device::Runtime;
 use crate::model::params::Params;
+use crate::model::widen::{CONV_IN, input_channels, widen};
 use crate::model::{Files, UnetConfig};
-
-/// The layer that takes the U-Net's input.
-const CONV_IN: &str = "conv_in.weight";
 
 /// A U-Net's initial parameters.
 pub struct UnetStart {
@@ -24,10 +21,9 @@ pub struct UnetStart {
 impl UnetStart {
     /// The weights in `folder`, those of a plain model widened to the joint `config`.
     pub fn from_folder(folder: &Path, config: &UnetConfig, runtime: &Runtime) -> Result<Self> {
-        let (mut tensors, origin) = Files::Folder(folder.to_owned()).tensors("unet")?;
-        let conv_in = tensors.get_mut(CONV_IN).with_context(|| format!("{origin}: tensor {CONV_IN} is missing"))?;
-        let (found, wanted) = (conv_in.dims4().with_context(|| format!("{origin}: {CONV_IN}"))?.1, config.in_channels);
-        let plain = config.latent_channels();
+        let mut weights = Files::Folder(folder.to_owned()).weights("unet")?;
+        let (found, wanted) = (input_channels(&weights)?, config.in_channels);
+        let (plain, origin) = (config.latent_channels(), weights.origin().to_owned());
         ensure!(
             found == wanted || found == plain && config.is_joint(),
             "model.start_from: {origin}: {CONV_IN} takes {found} channels; this architecture starts from a joint U-Net \
@@ -35,31 +31,21 @@ impl UnetStart {
         );
         let mut notice = None;
         if found != wanted {
-            *conv_in = widened(conv_in, wanted)?;
+            widen(&mut weights, wanted)?;
             notice = Some(format!(
                 "model.start_from: {origin} takes noisy latents alone; {CONV_IN} is widened from {found} to {wanted} \
                  channels, zeros for mask and reference"
             ));
         }
-        Ok(Self { params: Params::checkpoint(tensors, origin, &runtime.device, runtime.dtype, true), notice })
+        Ok(Self { params: Params::stored(weights, &runtime.device, runtime.dtype, true), notice })
     }
-}
-
-/// A convolution that takes more channels and does not look at the new ones, which stand behind the old.
-///
-/// # Shapes
-/// - weight `[out, c, kh, kw]` → `[out, channels, kh, kw]`
-fn widened(weight: &Tensor, channels: usize) -> Result<Tensor> {
-    let (out, c, kh, kw) = weight.dims4()?;
-    let zeros = Tensor::zeros((out, channels - c, kh, kw), weight.dtype(), weight.device())?;
-    Ok(Tensor::cat(&[weight, &zeros], 1)?) // [out, channels, kh, kw]
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
-    use candle_core::{DType, Device};
+    use candle_core::{DType, Device, Tensor};
 
     use super::*;
     use crate::model::JointUnet;

@@ -25,6 +25,7 @@ use crate::cli::{self, SampleArgs};
 use crate::device::Runtime;
 use crate::interrupt::Interrupt;
 use crate::invalid::invalid;
+use crate::model::{Family, Files};
 use crate::ops::{Precision, set_matmul_precision};
 use crate::report;
 use crate::sample::gallery::check_file_writable;
@@ -41,7 +42,7 @@ pub fn run(args: SampleArgs) -> Result<()> {
     let run = Run::new(&args, made.as_ref());
     let sets = plan::sets(&args, made.as_ref())?;
     references::check_there(sets.wishes())?;
-    let files = models::open(&run.model)?;
+    let files = models::open(&run.model, args.tokenizer.as_deref())?;
     let model_scale = models::guidance_scale(None, &files)?;
     check_guidance(&sets, model_scale)?;
     let given = run.noise.as_ref().map(read_noise).transpose()?;
@@ -64,7 +65,7 @@ pub fn run(args: SampleArgs) -> Result<()> {
     let mut tasks = desk.tasks(&sets)?;
     let given = given.map(|(noise, _)| noise);
     check_noise(&tasks, given.as_ref(), made.is_some(), &pipeline)?;
-    note_what_may_surprise(&args, &run, &tasks, &pipeline)?;
+    note_what_may_surprise(&args, &run, &tasks, &files, &pipeline)?;
 
     if args.prompts_file.is_some() {
         let done = take_done(&mut tasks, &gallery)?;
@@ -144,7 +145,13 @@ fn check_outputs(args: &SampleArgs, sets: &Sets, gallery: &Gallery) -> Result<()
     Ok(())
 }
 
-fn note_what_may_surprise(args: &SampleArgs, run: &Run, tasks: &[Task], pipeline: &Pipeline) -> Result<()> {
+fn note_what_may_surprise(
+    args: &SampleArgs,
+    run: &Run,
+    tasks: &[Task],
+    files: &Files,
+    pipeline: &Pipeline,
+) -> Result<()> {
     let texts: BTreeSet<&str> = tasks
         .iter()
         .flat_map(|task| {
@@ -162,6 +169,13 @@ fn note_what_may_surprise(args: &SampleArgs, run: &Run, tasks: &[Task], pipeline
         report::note("--prompt: is empty, so the picture follows the references alone");
     }
     let has_references = tasks.iter().any(|task| !task.references.is_empty());
+    if has_references && Family::of(files, &files.json("unet/config.json")?)? == Family::Inpainting {
+        report::note(format!(
+            "{}: is made for inpainting, not trained on sets, so this is training-free: the references go in as masked \
+             pictures beside coupled attention and the replacement trick",
+            run.model
+        ));
+    }
     if !pipeline.is_joint() && has_references {
         report::note(format!(
             "{}: takes no references (a plain Stable Diffusion U-Net), so this is training-free: coupled attention and \
