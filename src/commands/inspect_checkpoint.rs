@@ -127,7 +127,8 @@ fn describe_model(model: &Files) -> Result<Vec<String>> {
             Err(error) => format!("{part}: no weights ({error:#})"),
         });
     }
-    let has_tokenizer = ["vocab.json", "tokenizer.json"].iter().any(|name| model.contains(&format!("tokenizer/{name}")));
+    let has_tokenizer =
+        ["vocab.json", "tokenizer.json"].iter().any(|name| model.contains(&format!("tokenizer/{name}")));
     lines.push(format!("tokenizer: {}", if has_tokenizer { "there" } else { "none, needs --tokenizer" }));
     let info = match model.contains("jedi.json") {
         true => model.json("jedi.json")?,

@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 
 use super::params::Params;
 use super::single_file::SingleFile;
-pub use super::weight_file::read_safetensors;
 use super::weight_file::WeightFile;
+pub use super::weight_file::read_safetensors;
 use super::weights::Weights;
 use crate::device::Runtime;
 

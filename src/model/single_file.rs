@@ -36,7 +36,8 @@ impl SingleFile {
     pub fn open(path: &Path) -> Result<Self> {
         let file = WeightFile::open(path)?;
         let (tensors, metadata) = (file.tensors(), file.metadata());
-        let own = metadata.iter().filter_map(|(key, text)| Some((key.strip_prefix(FILE_KEY)?.to_owned(), text.clone())));
+        let own =
+            metadata.iter().filter_map(|(key, text)| Some((key.strip_prefix(FILE_KEY)?.to_owned(), text.clone())));
         let mut single = Self { path: path.to_owned(), tensors, texts: own.collect(), notice: None };
         single.find_out(&metadata).map_err(|error| match crate::invalid::is_invalid(&error) {
             true => error,
@@ -75,7 +76,8 @@ impl SingleFile {
     }
 
     fn find_out(&mut self, metadata: &HashMap<String, String>) -> Result<()> {
-        let shapes: Shapes = self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
+        let shapes: Shapes =
+            self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
         let (has_unet, has_vae) = (shapes.has(ldm::UNET), shapes.has(ldm::VAE));
         let kind = TextKind::of(self.tensors.keys());
         if shapes.has(ldm::XL_TEXT) {

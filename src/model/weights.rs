@@ -67,7 +67,10 @@ pub struct Stored {
 #[derive(Clone, Debug)]
 enum Place {
     /// Bytes of the file's data.
-    File { file: Arc<WeightFile>, range: Range<usize> },
+    File {
+        file: Arc<WeightFile>,
+        range: Range<usize>,
+    },
     Memory(Tensor),
     /// One below the other along the first dimension.
     Stack(Vec<Stored>),

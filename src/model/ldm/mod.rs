@@ -32,8 +32,7 @@ pub const XL_TEXT: &str = "conditioner.embedders.";
 pub type Tensors = BTreeMap<String, Stored>;
 
 /// What belongs to no network that jedi builds: leftovers of training, and CLIP's other half.
-const LEFT_OVER: [&str; 5] =
-    ["position_ids", "logit_scale", "text_projection", "text_projection.weight", "attn_mask"];
+const LEFT_OVER: [&str; 5] = ["position_ids", "logit_scale", "text_projection", "text_projection.weight", "attn_mask"];
 
 /// The U-Net's tensors under diffusers' names.
 pub fn unet_from_ldm(file: &Tensors, config: &UnetConfig) -> Result<Tensors> {
@@ -44,7 +43,10 @@ pub fn unet_from_ldm(file: &Tensors, config: &UnetConfig) -> Result<Tensors> {
 /// The U-Net's tensors under LDM's names.
 pub fn unet_to_ldm(tensors: &Tensors, config: &UnetConfig) -> Result<Tensors> {
     let names = unet::names(config);
-    tensors.iter().map(|(name, tensor)| Ok((UNET.to_owned() + &known("", name, names.ldm(name))?, tensor.clone()))).collect()
+    tensors
+        .iter()
+        .map(|(name, tensor)| Ok((UNET.to_owned() + &known("", name, names.ldm(name))?, tensor.clone())))
+        .collect()
 }
 
 /// The VAE's tensors under diffusers' names. What was a 1×1 convolution is a linear layer there.
@@ -106,3 +108,6 @@ fn known(prefix: &str, name: &str, translated: Option<String>) -> Result<String>
         None => bail!("tensor {prefix}{name} belongs to no Stable Diffusion network that jedi knows"),
     }
 }
+
+#[cfg(test)]
+mod tests;

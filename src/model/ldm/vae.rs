@@ -4,13 +4,8 @@
 use super::names::Names;
 use crate::model::config::VaeConfig;
 
-const RESNET: [(&str, &str); 5] = [
-    ("norm1", "norm1"),
-    ("conv1", "conv1"),
-    ("norm2", "norm2"),
-    ("conv2", "conv2"),
-    ("conv_shortcut", "nin_shortcut"),
-];
+const RESNET: [(&str, &str); 5] =
+    [("norm1", "norm1"), ("conv1", "conv1"), ("norm2", "norm2"), ("conv2", "conv2"), ("conv_shortcut", "nin_shortcut")];
 
 const ATTENTION: [(&str, &str); 5] =
     [("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")];
