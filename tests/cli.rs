@@ -9,15 +9,16 @@ use safetensors::{Dtype, serialize_to_file, tensor::TensorView};
 
 #[test]
 fn every_verb_explains_its_flags() {
-    let verbs: [(&[&str], &[&str]); 8] = [
+    let verbs: [(&[&str], &[&str]); 9] = [
         (&["sample"], &["--ref", "--prompt", "--model", "--out", "--steps", "--guidance", "--seed", "--noise"]),
         (&["train"], &["--config", "--set", "--out", "--dry-run", "--device"]),
         (&["synth-data"], &["--source", "--sets", "--images", "--size", "--out", "--shard"]),
         (&["eval"], &["--protocol", "--model", "--toys", "--only", "--json"]),
         (&["inspect", "eps"], &["--model", "--inputs", "--outputs", "--grads"]),
-        (&["inspect", "text"], &["--model", "--prompt", "--outputs"]),
+        (&["inspect", "text"], &["--model", "--tokenizer", "--prompt", "--outputs"]),
         (&["inspect", "vae"], &["--model", "--image", "--outputs"]),
         (&["inspect", "checkpoint"], &["<PATH>"]),
+        (&["convert"], &["--model", "--tokenizer", "--out", "--dtype", "--max-shard-size", "--joint", "--prediction"]),
     ];
     for (verb, flags) in verbs {
         let help = jedi(verb.iter().chain(&["--help"]));
@@ -73,8 +74,10 @@ fn inspect_checkpoint_lists_the_tensors_below_a_folder() {
     let outcome = jedi([Path::new("inspect"), Path::new("checkpoint"), folder.path()]);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     let lines: Vec<&str> = outcome.stdout.lines().map(str::trim).collect();
-    let expected =
-        [file.to_str().expect("a plain path"), "tensor.0 F32 [2, 3]", "tensor.1 F32 [2, 3]", "2 tensors, 12 values"];
+    let bytes = std::fs::read(&file).expect("the file just written");
+    let hash = format!("{} bytes, sha256 {}", bytes.len(), jedi::sha256::sha256_hex(&bytes));
+    let file = file.to_str().expect("a plain path");
+    let expected = [file, "tensor.0 F32 [2, 3]", "tensor.1 F32 [2, 3]", "2 tensors, 12 values", &hash];
     assert_eq!(lines, expected);
 }
 

@@ -10,6 +10,8 @@ mod golden;
 #[path = "parity/ops.rs"]
 mod ops;
 
+#[path = "parity/layouts.rs"]
+mod layouts;
 #[path = "parity/text.rs"]
 mod text;
 #[path = "parity/unet.rs"]

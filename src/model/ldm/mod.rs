@@ -108,3 +108,6 @@ fn known(prefix: &str, name: &str, translated: Option<String>) -> Result<String>
         None => bail!("tensor {prefix}{name} belongs to no Stable Diffusion network that jedi knows"),
     }
 }
+
+#[cfg(test)]
+mod tests;

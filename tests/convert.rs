@@ -1,0 +1,381 @@
+//! `jedi convert` and single files, from outside: every family that jedi tells apart, from a diffusers folder to Stable
+//! Diffusion's own layout and back, with and without what jedi itself writes into the metadata.
+
+mod harness;
+#[path = "harness/room.rs"]
+mod room;
+mod tiny_model;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use harness::{Outcome, jedi};
+use jedi::model::files::read_safetensors;
+use jedi::model::params::{NamedVars, Params};
+use jedi::model::write::{write_component, write_json, write_tensors};
+use jedi::model::{Files, JointUnet, TextConfig, TextEncoder, UnetConfig, Vae, VaeConfig};
+use jedi::rng::Rng;
+use room::Room;
+use serde_json::{Value, json};
+use tiny_model::Family;
+
+fn done(outcome: &Outcome) -> &str {
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    outcome.stdout.trim()
+}
+
+fn convert(model: &str, out: &str, flags: &[&str]) -> Outcome {
+    jedi(["convert", "--model", model, "--out", out].iter().chain(flags))
+}
+
+/// A folder of the tokenizer of the tiny pipeline: 604 tokens.
+fn tokenizer() -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-pipeline/tokenizer").display().to_string()
+}
+
+/// A model in the proportions of Stable Diffusion 1 or 2 (its heads and groups), a fraction of its size.
+struct Model {
+    is_sd2: bool,
+    in_channels: usize,
+    prediction: &'static str,
+}
+
+const SD1: Model = Model { is_sd2: false, in_channels: 4, prediction: "epsilon" };
+const SD2: Model = Model { is_sd2: true, in_channels: 4, prediction: "epsilon" };
+
+impl Model {
+    fn write(&self, folder: &Path) {
+        let widths = if self.is_sd2 { [64, 128] } else { [32, 64] };
+        let unet: UnetConfig = serde_json::from_value(json!({
+            "sample_size": if self.prediction == "epsilon" { 64 } else { 96 },
+            "in_channels": self.in_channels, "out_channels": 4, "block_out_channels": widths, "layers_per_block": 1,
+            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+            "attention_head_dim": if self.is_sd2 { json!([1, 2]) } else { json!(8) },
+            "cross_attention_dim": 64, "use_linear_projection": self.is_sd2,
+        }))
+        .expect("a U-Net config");
+        let vae: VaeConfig = serde_json::from_value(json!({
+            "sample_size": 512, "block_out_channels": [32, 32], "down_block_types": (["DownEncoderBlock2D"; 2]),
+            "up_block_types": (["UpDecoderBlock2D"; 2]),
+        }))
+        .expect("a VAE config");
+        let text: TextConfig = serde_json::from_value(json!({
+            "vocab_size": 604, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+            "num_attention_heads": 1, "hidden_act": if self.is_sd2 { "gelu" } else { "quick_gelu" },
+        }))
+        .expect("a text encoder config");
+        let random = |seed| Params::random(seed, &Device::Cpu, DType::F32);
+        let mut weights = plain(JointUnet::new(&unet, random(1)).expect("a U-Net").1);
+        if self.is_sd2 {
+            // By the spread of this norm the models that predict v are known.
+            let name = "up_blocks.1.attentions.1.transformer_blocks.0.norm1.bias";
+            let spread = if self.prediction == "epsilon" { 0.02 } else { 0.3 };
+            let bias = (Rng::new(4, "bias", 0).normal_tensor(&[64]).expect("a tensor") * spread).expect("a tensor");
+            assert!(weights.insert(name.into(), bias).is_some());
+        }
+        write_component(folder, "unet", &unet, &weights).expect("a writable folder");
+        write_component(folder, "vae", &vae, &plain(Vae::new(&vae, random(2)).expect("a VAE").1)).expect("a folder");
+        let weights = plain(TextEncoder::new(&text, random(3)).expect("a text encoder").1);
+        write_component(folder, "text_encoder", &text, &weights).expect("a writable folder");
+        let scheduler = json!({
+            "_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012,
+            "beta_schedule": "scaled_linear", "prediction_type": self.prediction, "timestep_spacing": "leading",
+            "steps_offset": 1, "set_alpha_to_one": false, "clip_sample": false,
+        });
+        write_json(&folder.join("scheduler/scheduler_config.json"), &scheduler).expect("a writable folder");
+        for name in ["vocab.json", "merges.txt"] {
+            fs::create_dir_all(folder.join("tokenizer")).expect("a writable folder");
+            fs::copy(Path::new(&tokenizer()).join(name), folder.join("tokenizer").join(name)).expect("a file");
+        }
+        let pad = if self.is_sd2 { "!" } else { "<|endoftext|>" };
+        let config = json!({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": pad});
+        write_json(&folder.join("tokenizer/tokenizer_config.json"), &config).expect("a writable folder");
+    }
+}
+
+fn plain(vars: NamedVars) -> BTreeMap<String, Tensor> {
+    vars.into_iter().map(|(name, var)| (name, var.as_detached_tensor())).collect()
+}
+
+/// The same tensors as a file from elsewhere would have them: no metadata.
+fn without_metadata(from: &str, to: &str) {
+    write_tensors(Path::new(to), &read_safetensors(Path::new(from)).expect("a file"), &[]).expect("a writable folder");
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_dtype(DType::F32).and_then(|tensor| tensor.flatten_all()?.to_vec1()).expect("values")
+}
+
+/// Every tensor of every network, by diffusers' names.
+fn networks(files: &Files) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
+    let mut all = BTreeMap::new();
+    for part in ["unet", "vae", "text_encoder"] {
+        for (name, tensor) in files.tensors(part).expect("weights").0 {
+            all.insert(format!("{part}/{name}"), (tensor.dims().to_vec(), values(&tensor)));
+        }
+    }
+    all
+}
+
+fn folder(path: &str) -> Files {
+    Files::Folder(path.into())
+}
+
+/// What the networks make of given inputs; the file to compare.
+fn eps(room: &Room, model: &str, in_channels: usize) -> Vec<f32> {
+    let normal = |purpose: &str, shape: &[usize]| Rng::new(7, purpose, 0).normal_tensor(shape).expect("a tensor");
+    let mut inputs = BTreeMap::from([
+        ("noisy".to_owned(), normal("noisy", &[2, 4, 4, 4])),
+        ("timesteps".to_owned(), Tensor::new(&[500i64], &Device::Cpu).expect("a tensor")),
+        ("context".to_owned(), normal("context", &[2, 5, 64])),
+    ]);
+    if in_channels > 4 {
+        inputs.insert("reference".into(), normal("reference", &[2, 4, 4, 4]));
+    }
+    if in_channels == 9 {
+        inputs.insert("mask".into(), Tensor::ones((2, 1, 4, 4), DType::F32, &Device::Cpu).expect("a tensor"));
+    }
+    let (file, out) = (room.path("in.safetensors"), room.path("out.safetensors"));
+    write_tensors(Path::new(&file), &inputs, &[("set_size", "2".into())]).expect("a writable folder");
+    done(&jedi(["inspect", "eps", "--model", model, "--inputs", &file, "--outputs", &out]));
+    values(&read_safetensors(Path::new(&out)).expect("the outputs")["eps"])
+}
+
+fn context(room: &Room, model: &str, flags: &[&str]) -> Vec<f32> {
+    let out = room.path("text.safetensors");
+    let args = ["inspect", "text", "--model", model, "--prompt", "a photo of the dog", "--outputs", &out];
+    done(&jedi(args.iter().chain(flags)));
+    let outputs = read_safetensors(Path::new(&out)).expect("the outputs");
+    [values(&outputs["tokens"]), values(&outputs["context"])].concat()
+}
+
+fn describe(model: &str) -> String {
+    done(&jedi(["inspect", "checkpoint", model])).to_owned()
+}
+
+#[test]
+fn every_family_goes_into_a_file_and_is_found_out_from_its_tensors_alone() {
+    for (name, model, says) in [
+        ("sd1", SD1, "family: plain (4 channels, as Stable Diffusion)"),
+        ("sd1-inpainting", Model { in_channels: 9, ..SD1 }, "family: inpainting (9 channels"),
+        ("instruct-pix2pix", Model { in_channels: 8, ..SD1 }, "family: InstructPix2Pix (8 channels"),
+        ("sd2", SD2, "prediction: epsilon"),
+        ("sd2-v", Model { prediction: "v_prediction", ..SD2 }, "prediction: v_prediction"),
+        ("sd2-inpainting", Model { in_channels: 9, ..SD2 }, "family: inpainting (9 channels"),
+    ] {
+        let room = Room::new();
+        let (own, file, bare, back) =
+            (room.path("own"), room.path("file.safetensors"), room.path("bare.safetensors"), room.path("back"));
+        model.write(Path::new(&own));
+        assert_eq!(done(&convert(&own, &file, &[])), file);
+        without_metadata(&file, &bare);
+        assert!(describe(&bare).contains(says), "{name}: {}", describe(&bare));
+
+        let tokenizer = tokenizer();
+        let expected = (eps(&room, &own, model.in_channels), context(&room, &own, &[]));
+        assert_eq!(eps(&room, &file, model.in_channels), expected.0, "{name}");
+        assert_eq!(eps(&room, &bare, model.in_channels), expected.0, "{name}");
+        assert_eq!(context(&room, &file, &[]), expected.1, "{name}");
+        assert_eq!(context(&room, &bare, &["--tokenizer", &tokenizer]), expected.1, "{name}");
+
+        done(&convert(&bare, &back, &["--tokenizer", &tokenizer]));
+        assert_eq!(networks(&folder(&back)), networks(&folder(&own)), "{name}");
+        for config in
+            ["unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"]
+        {
+            let (found, expected): (Value, Value) =
+                (folder(&back).json(config).expect(config), folder(&own).json(config).expect(config));
+            assert_eq!(found, expected, "{name}: {config}");
+        }
+        assert_eq!(context(&room, &back, &[]), expected.1, "{name}");
+    }
+}
+
+#[test]
+fn a_single_file_samples_with_its_own_tokenizer_or_one_that_is_named_or_lies_beside_it() {
+    let room = Room::new();
+    let (own, file, bare) = (room.path("own"), room.path("file.safetensors"), room.path("bare.safetensors"));
+    SD1.write(Path::new(&own));
+    done(&convert(&own, &file, &[]));
+    without_metadata(&file, &bare);
+    let sample = |model: &str, out: &str, flags: &[&str]| {
+        let out = room.path(out);
+        let args = ["sample", "--model", model, "--prompt", "a dog", "--steps", "2", "--size", "16", "--out", &out];
+        (jedi(args.iter().chain(flags)), out)
+    };
+    let picture = |(outcome, path): (Outcome, String)| {
+        done(&outcome);
+        image::open(path).expect("a picture").into_rgb8()
+    };
+    let expected = picture(sample(&own, "own.png", &[]));
+    assert_eq!(picture(sample(&file, "file.png", &[])), expected);
+    assert_eq!(picture(sample(&bare, "named.png", &["--tokenizer", &tokenizer()])), expected);
+    assert_eq!(picture(sample(&bare, "model.png", &["--tokenizer", &own])), expected);
+
+    let (outcome, _) = sample(&bare, "none.png", &[]);
+    assert_eq!((outcome.code, outcome.stderr.lines().count()), (Some(2), 1), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("a single file has no tokenizer; give --tokenizer DIR"), "{}", outcome.stderr);
+    fs::create_dir(room.path("tokenizer")).expect("a writable folder");
+    for name in ["vocab.json", "merges.txt"] {
+        fs::copy(Path::new(&tokenizer()).join(name), room.path(&format!("tokenizer/{name}"))).expect("a file");
+    }
+    assert_eq!(picture(sample(&bare, "beside.png", &[])), expected);
+}
+
+#[test]
+fn dtypes_and_shards_change_the_files_and_not_the_model() {
+    let room = Room::new();
+    let own = room.path("own");
+    SD1.write(Path::new(&own));
+    let expected = networks(&folder(&own));
+    let shards = room.path("shards");
+    done(&convert(&own, &shards, &["--max-shard-size", "300KB"]));
+    assert_eq!(networks(&folder(&shards)), expected);
+    let files: Vec<_> = fs::read_dir(Path::new(&shards).join("unet")).expect("a folder").collect();
+    let count = files.len() - 2;
+    assert!(count > 1, "{files:?}");
+    let (mut total, mut largest_value) = (0, 0);
+    for i in 1..=count {
+        let file = Path::new(&shards).join(format!("unet/diffusion_pytorch_model-{i:05}-of-{count:05}.safetensors"));
+        let tensors = read_safetensors(&file).expect("a shard");
+        let sizes: Vec<usize> = tensors.values().map(|tensor| 4 * tensor.elem_count()).collect();
+        assert!(sizes.len() == 1 || sizes.iter().sum::<usize>() <= 300_000, "{file:?}");
+        total += sizes.iter().sum::<usize>();
+        largest_value = largest_value.max(sizes.len());
+    }
+    assert!(largest_value > 1, "a tensor a file");
+    let index: Value = folder(&shards).json("unet/diffusion_pytorch_model.safetensors.index.json").expect("an index");
+    assert_eq!(index["metadata"]["total_size"], json!(total));
+
+    for (dtype, tolerance, name) in [("f16", 1e-3, "F16"), ("bf16", 1e-2, "BF16")] {
+        let (half, whole) = (room.path(&format!("{dtype}.safetensors")), room.path(&format!("{dtype}-f32")));
+        done(&convert(&own, &half, &["--dtype", dtype]));
+        let said = describe(&half);
+        assert!(said.contains("single file") && said.contains(&format!("parameters, {name}, ")), "{said}");
+        done(&convert(&half, &whole, &["--dtype", "f32"]));
+        for (name, (shape, found)) in networks(&folder(&whole)) {
+            let (expected_shape, expected) = &expected[&name];
+            assert_eq!(&shape, expected_shape, "{name}");
+            for (found, expected) in found.iter().zip(expected) {
+                assert!((found - expected).abs() <= tolerance * expected.abs() + 1e-7, "{name}: {found}, {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_plain_model_becomes_a_joint_one_that_predicts_the_same() {
+    let room = Room::new();
+    let (plain, joint, file) = (room.path("plain"), room.path("joint"), room.path("joint.safetensors"));
+    SD1.write(Path::new(&plain));
+    done(&convert(&plain, &joint, &["--joint"]));
+    done(&convert(&plain, &file, &["--joint"]));
+    for model in [&joint, &file] {
+        let said = describe(model);
+        assert!(said.contains("family: joint (9 channels") && said.contains("trained steps: 0"), "{said}");
+        let (found, expected) = (eps(&room, model, 9), eps(&room, &plain, 4));
+        let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found - expected).abs() <= 1e-5 * largest, "{found}, {expected}");
+        }
+    }
+    // A model for inpainting has the channels already.
+    let (inpainting, joint) = (room.path("inpainting"), room.path("from-inpainting.safetensors"));
+    Model { in_channels: 9, ..SD1 }.write(Path::new(&inpainting));
+    done(&convert(&inpainting, &joint, &["--joint"]));
+    assert!(describe(&joint).contains("family: joint (9 channels"));
+    assert_eq!(eps(&room, &joint, 9), eps(&room, &inpainting, 9));
+    let pix2pix = room.path("pix2pix");
+    Model { in_channels: 8, ..SD1 }.write(Path::new(&pix2pix));
+    let outcome = convert(&pix2pix, &room.path("refused"), &["--joint"]);
+    assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("--joint: InstructPix2Pix (8 channels"), "{}", outcome.stderr);
+}
+
+#[test]
+fn what_is_predicted_can_be_told() {
+    let room = Room::new();
+    let (own, file, bare, told) =
+        (room.path("own"), room.path("f.safetensors"), room.path("b.safetensors"), room.path("told.safetensors"));
+    Model { prediction: "v_prediction", ..SD2 }.write(Path::new(&own));
+    done(&convert(&own, &file, &[]));
+    assert!(describe(&file).contains("metadata modelspec.prediction_type = v\n"), "{}", describe(&file));
+    without_metadata(&file, &bare);
+    let tokenizer = tokenizer();
+    let outcome = convert(&bare, &told, &["--tokenizer", &tokenizer, "--prediction", "epsilon"]);
+    done(&outcome);
+    assert!(outcome.stderr.contains("taken to predict v by the spread"), "{}", outcome.stderr);
+    assert!(describe(&told).contains("prediction: epsilon"), "{}", describe(&told));
+}
+
+#[test]
+fn a_trained_model_keeps_all_that_it_says_of_itself() {
+    let room = Room::new();
+    let (file, back) = (room.path("toybox.safetensors"), room.path("back"));
+    done(&convert("toybox", &file, &[]));
+    let said = describe(&file);
+    assert!(said.contains("family: joint (9 channels") && said.contains("trained steps: 11000"), "{said}");
+    assert!(said.contains("tokenizer: there") && said.contains("bytes, sha256 "), "{said}");
+    done(&convert(&file, &back, &[]));
+    let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/toybox/model");
+    assert_eq!(networks(&folder(&back)), networks(&Files::Folder(toybox.clone())));
+    for name in ["jedi.json", "tokenizer/vocab.json", "tokenizer/merges.txt", "unet/config.json"] {
+        assert_eq!(
+            fs::read(Path::new(&back).join(name)).expect(name),
+            fs::read(toybox.join(name)).expect(name),
+            "{name}"
+        );
+    }
+}
+
+/// Python's loader looks for every part that `model_index.json` names.
+#[test]
+fn parts_that_are_not_written_are_crossed_out() {
+    let room = Room::new();
+    let (own, out) = (room.path("own"), room.path("out"));
+    tiny_model::write(Path::new(&own), Family::Plain);
+    let index = json!({
+        "_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"],
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPFeatureExtractor"], "requires_safety_checker": true,
+    });
+    write_json(&Path::new(&own).join("model_index.json"), &index).expect("a writable folder");
+    done(&convert(&own, &out, &[]));
+    let written: Value = folder(&out).json("model_index.json").expect("an index");
+    for absent in ["safety_checker", "feature_extractor"] {
+        assert_eq!(written[absent], json!([null, null]));
+    }
+    assert_eq!((&written["unet"], &written["_class_name"]), (&index["unet"], &index["_class_name"]));
+}
+
+#[test]
+fn what_cannot_be_converted_is_refused_and_nothing_is_written_over() {
+    let room = Room::new();
+    let (file, full) = (room.path("there.safetensors"), room.path("full"));
+    fs::write(&file, "there").expect("a writable folder");
+    fs::create_dir(&full).expect("a writable folder");
+    fs::write(room.path("full/a"), "there").expect("a writable folder");
+    let new = room.path("new.safetensors");
+    for (out, flags, message) in [
+        (&file, &[][..], "there.safetensors: is there already"),
+        (&full, &[], "full: is not empty"),
+        (&room.path("full/a"), &[], "full/a: is a file; name a folder"),
+        (&new, &["--max-shard-size", "1MB"], "--max-shard-size: a single file is not split"),
+        (&new, &["--max-shard-size", "many"], "use a number and a unit"),
+        (&new, &["--tokenizer", &full], "holds neither vocab.json and merges.txt nor tokenizer.json"),
+    ] {
+        let outcome = convert("toybox", out, flags);
+        assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(message) && outcome.stdout.is_empty(), "{}", outcome.stderr);
+    }
+    assert_eq!(fs::read(&file).expect("the file"), b"there");
+    assert!(!Path::new(&new).exists());
+    let pickle = room.path("sd.ckpt");
+    fs::write(&pickle, "").expect("a writable folder");
+    let outcome = convert(&pickle, &new, &[]);
+    assert_eq!(outcome.code, Some(2));
+    assert!(outcome.stderr.contains("sd.ckpt: is a Python pickle") && outcome.stderr.contains("python3 -c"));
+}
