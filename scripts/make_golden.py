@@ -19,9 +19,9 @@ Each file's metadata holds its tolerances, its seed and the library versions.
 import argparse
 from pathlib import Path
 
-from golden import diffusion, networks, ops, samplers, text, unet, vae
+from golden import diffusion, families, networks, ops, samplers, text, unet, vae
 
-CASES = {"ops": ops, "unet": unet, "vae": vae, "text": text, "diffusion": diffusion, "samplers": samplers}
+CASES = {"ops": ops, "unet": unet, "vae": vae, "text": text, "diffusion": diffusion, "samplers": samplers, "families": families}
 
 
 def main():
