@@ -21,6 +21,8 @@ mod vae;
 
 #[path = "parity/diffusion.rs"]
 mod diffusion;
+#[path = "parity/families.rs"]
+mod families;
 #[path = "parity/samplers.rs"]
 mod samplers;
 #[path = "parity/sampling.rs"]

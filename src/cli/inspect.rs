@@ -26,8 +26,9 @@ pub struct InspectEpsArgs {
     #[arg(long, value_name = "M")]
     pub model: String,
     /// Safetensors with `noisy [b·n,c,h,w]`, `mask [b·n,1,h,w]`, `reference [b·n,c,h,w]`, `timesteps [b]` (i64),
-    /// `context [b·n,l,d]`, optional `noise [b·n,c,h,w]`, and n in the metadata as `set_size`; a plain U-Net takes no mask
-    /// and reference, InstructPix2Pix no mask
+    /// `context [b·n,l,d]`, for Stable Diffusion XL also `text_embeds [b·n,p]` and `time_ids [b·n,6]`, optional
+    /// `noise [b·n,c,h,w]`, and n in the metadata as `set_size`; a 4-channel U-Net takes neither mask nor reference, an
+    /// 8-channel one (InstructPix2Pix) no mask
     #[arg(long, value_name = "FILE")]
     pub inputs: PathBuf,
     /// Safetensors to write: `eps`, with `noise` also `loss [1]`, with --grads also `grad.<parameter>`
@@ -49,7 +50,8 @@ pub struct InspectTextArgs {
     /// The text to encode
     #[arg(long, value_name = "TEXT")]
     pub prompt: String,
-    /// Safetensors to write: `tokens [1,l]`, `context [1,l,d]`
+    /// Safetensors to write: `tokens [1,l]`, `context [1,l,d]`, for Stable Diffusion XL also `tokens_2 [1,l]` and the pooled
+    /// `text_embeds [1,p]`
     #[arg(long, value_name = "FILE")]
     pub outputs: PathBuf,
 }

@@ -1,5 +1,7 @@
 //! `jedi inspect`: the openings through which other programs check the networks.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result};
 use candle_core::{DType, Device, Tensor};
 
@@ -10,7 +12,7 @@ use crate::data::{decode, tensor_from_images};
 use crate::device::Runtime;
 use crate::invalid::invalid;
 use crate::model::write::write_tensors;
-use crate::model::{TextConfig, TextEncoder, Tokenizer, Vae, VaeConfig};
+use crate::model::{PromptEncoder, Vae, VaeConfig};
 use crate::report;
 
 pub fn run(command: InspectCommand) -> Result<()> {
@@ -25,16 +27,18 @@ pub fn run(command: InspectCommand) -> Result<()> {
 
 fn text(args: InspectTextArgs) -> Result<()> {
     let files = models::open_parts(&args.model, args.tokenizer.as_deref(), &[Part::TextEncoder, Part::Tokenizer])?;
-    let config: TextConfig = files.json("text_encoder/config.json")?;
-    let (encoder, _) = TextEncoder::new(&config, files.params("text_encoder", &Runtime::cpu(), false)?)?;
-    let prompt = Tokenizer::read(&files, config.max_position_embeddings)?.encode(&args.prompt)?;
-    if let Some(cut) = prompt.cut {
+    let prompts = PromptEncoder::load(&files, &Runtime::cpu())?;
+    let encoded = prompts.encode(&[&args.prompt])?;
+    let mut outputs = BTreeMap::from([("context".to_owned(), encoded.context)]);
+    outputs.extend(encoded.pooled.map(|pooled| ("text_embeds".to_owned(), pooled)));
+    for (name, prompt) in ["tokens", "tokens_2"].into_iter().zip(prompts.tokens(&args.prompt)?) {
+        let (length, tokens) = (prompt.tokens.len(), prompt.tokens);
+        outputs.insert(name.to_owned(), Tensor::from_vec(tokens, (1, length), &Device::Cpu)?.to_dtype(DType::I64)?); // [1, l]
+    }
+    if let Some(cut) = prompts.tokenizer().encode(&args.prompt)?.cut {
         report::warn(format!("--prompt: too long for this model, its end is not used: {cut:?}"));
     }
-    let tokens = Tensor::from_vec(prompt.tokens, (1, config.max_position_embeddings), &Device::Cpu)?; // [1, l]
-    let outputs =
-        [("tokens".to_owned(), tokens.to_dtype(DType::I64)?), ("context".to_owned(), encoder.forward(&tokens)?)];
-    write_tensors(&args.outputs, &outputs.into(), &[])?;
+    write_tensors(&args.outputs, &outputs, &[])?;
     Ok(report::result(args.outputs.display().to_string())?)
 }
 

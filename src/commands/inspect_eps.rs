@@ -12,8 +12,9 @@ use crate::cli::InspectEpsArgs;
 use crate::device::Runtime;
 use crate::diffusion::mse;
 use crate::invalid::invalid;
+use crate::model::conditions::N_SIZES;
 use crate::model::write::write_tensors;
-use crate::model::{JointUnet, UnetConfig};
+use crate::model::{AddedConditions, ImageConditions, JointUnet, Sight, UnetConfig};
 use crate::ops;
 use crate::report;
 use crate::shape::SetShape;
@@ -27,7 +28,8 @@ pub fn run(args: InspectEpsArgs) -> Result<()> {
         return Err(invalid(format!("--grads: {}: tensor noise is missing, so there is no loss", inputs.name)));
     }
     let (unet, vars) = JointUnet::new(&config, files.params("unet", &Runtime::cpu(), args.grads)?)?;
-    let eps = unet.forward(&call.input, &call.timesteps, &call.context, call.shape).context(inputs.name)?;
+    let eps = unet.forward_seeing(&call.input, &call.timesteps, &call.told, call.shape, &Sight::default());
+    let eps = eps.context(inputs.name)?;
     let mut outputs = BTreeMap::from([("eps".to_owned(), eps.detach())]);
     if let Some(noise) = &call.noise {
         let loss = mse(&eps, noise)?;
@@ -96,8 +98,7 @@ struct Call {
     input: Tensor,
     /// `[b]`.
     timesteps: Tensor,
-    /// `[b·n, l, d]`.
-    context: Tensor,
+    told: ImageConditions,
     /// `[b·n, c, h, w]`.
     noise: Option<Tensor>,
 }
@@ -152,6 +153,23 @@ impl Call {
             false => None,
         };
         let timesteps = timesteps.to_dtype(DType::I64)?;
-        Ok(Self { shape, input, timesteps, context: context.to_dtype(DType::F32)?, noise })
+        let told = ImageConditions { context: context.to_dtype(DType::F32)?, added: added(inputs, config, total)? };
+        Ok(Self { shape, input, timesteps, told, noise })
     }
+}
+
+/// What Stable Diffusion XL is told besides the text; None for a network that is told nothing.
+fn added(inputs: &Inputs, config: &UnetConfig, total: usize) -> Result<Option<AddedConditions>> {
+    if !config.takes_added_conditions() {
+        return Ok(None);
+    }
+    let found = inputs.get("time_ids")?.dims();
+    let &[_, n_sizes] = found else {
+        bail!("{}: tensor time_ids has shape {found:?}, it must be [b·n, {N_SIZES}]", inputs.name);
+    };
+    let time_ids = inputs.shaped("time_ids", &[total, n_sizes])?;
+    let Some(width) = config.pooled_width(n_sizes) else {
+        bail!("{}: tensor time_ids has {n_sizes} numbers an image, more than this network takes", inputs.name);
+    };
+    Ok(Some(AddedConditions { text_embeds: inputs.shaped("text_embeds", &[total, width])?, time_ids }))
 }

@@ -56,6 +56,15 @@ pub struct UnetConfig {
     pub flip_sin_to_cos: bool,
     #[serde(default)]
     pub freq_shift: f64,
+    /// `text_time` in Stable Diffusion XL: pooled text and sizes are added to the time embedding. None: nothing is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addition_embed_type: Option<String>,
+    /// Width of the sinusoids of each of these sizes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addition_time_embed_dim: Option<usize>,
+    /// Width of pooled text and sinusoids together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub projection_class_embeddings_input_dim: Option<usize>,
 }
 
 impl UnetConfig {
@@ -67,6 +76,16 @@ impl UnetConfig {
     /// Whether the input is `noisy(c), mask(1), reference(c)`, the joint model's.
     pub fn is_joint(&self) -> bool {
         self.in_channels == 2 * self.out_channels + 1
+    }
+
+    /// Whether it is told pooled text and sizes besides the text (`AddedConditions`), as Stable Diffusion XL is.
+    pub fn takes_added_conditions(&self) -> bool {
+        self.addition_embed_type.is_some()
+    }
+
+    /// p: width of the pooled text beside `n_sizes` sizes; None for a network that is told neither, or not so many.
+    pub fn pooled_width(&self, n_sizes: usize) -> Option<usize> {
+        self.projection_class_embeddings_input_dim?.checked_sub(n_sizes * self.addition_time_embed_dim?)
     }
 }
 
@@ -94,6 +113,12 @@ pub struct VaeConfig {
     /// The U-Net sees mean·scaling_factor, of about unit variance.
     #[serde(default = "scaling_factor")]
     pub scaling_factor: f64,
+    /// Whether f16 is too narrow for its activations, as it is for Stable Diffusion XL's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub force_upcast: Option<bool>,
+    /// Of each latent channel. No Stable Diffusion has it; where it is there the latents' scale is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latents_mean: Option<Vec<f64>>,
 }
 
 impl VaeConfig {

@@ -1,5 +1,6 @@
-//! The network family: U-Net, AutoencoderKL, CLIP text encoder; built from a diffusers `config.json`.
+//! The network family: U-Net, AutoencoderKL, CLIP text encoders; built from a diffusers `config.json`.
 
+pub mod conditions;
 pub mod config;
 pub mod convert;
 pub mod coupling;
@@ -15,8 +16,10 @@ pub mod widen;
 
 mod blocks;
 pub mod layers;
+pub mod prompts;
 mod resnet;
 pub mod text;
+mod time;
 pub mod tokenizer;
 pub mod toybox;
 mod transformer;
@@ -25,10 +28,12 @@ pub mod vae;
 mod vae_tiles;
 pub mod write;
 
+pub use conditions::{AddedConditions, ImageConditions};
 pub use config::{UnetConfig, VaeConfig};
 pub use coupling::{Probe, Sight};
 pub use family::Family;
 pub use files::Files;
+pub use prompts::PromptEncoder;
 pub use single_file::SingleFile;
 pub use text::{TextConfig, TextEncoder};
 pub use tokenizer::{Prompt, Tokenizer};

@@ -1,7 +1,8 @@
-//! The CLIP text encoder (transformers `CLIPTextModel`): token and position embeddings, causal transformer, final norm.
+//! The CLIP text encoder (transformers `CLIPTextModel`, `CLIPTextModelWithProjection`): token and position embeddings, causal
+//! transformer, final norm, and what Stable Diffusion XL takes from it: the layer before the last, and the pooled text.
 
 use anyhow::{Result, ensure};
-use candle_core::{Result as CandleResult, Tensor};
+use candle_core::{DType, Result as CandleResult, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::layers::{LayerNorm, Linear};
@@ -36,6 +37,21 @@ pub struct TextConfig {
     /// Added to variances in the norms.
     #[serde(default = "eps")]
     pub layer_norm_eps: f64,
+    /// The token that ends a text, at which it is pooled; None: CLIP's own, 49407. In files of old transformers it is 2, which
+    /// is no end token: there a text is pooled at its highest token, as CLIP does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eos_token_id: Option<u32>,
+    /// p: width of the pooled text where the class projects it; None: 512.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub projection_dim: Option<usize>,
+}
+
+impl TextConfig {
+    /// p, where this is a `CLIPTextModelWithProjection`.
+    pub fn pooled_width(&self) -> Option<usize> {
+        let is_projected = self.architectures.iter().any(|class| class == "CLIPTextModelWithProjection");
+        is_projected.then(|| self.projection_dim.unwrap_or(512))
+    }
 }
 
 /// The activation of the feed-forward layers.
@@ -62,6 +78,9 @@ fn eps() -> f64 {
     1e-5
 }
 
+/// `<|endoftext|>` of CLIP's vocabulary.
+const END: u32 = 49_407;
+
 /// Tokens to the context of the U-Net.
 pub struct TextEncoder {
     config: TextConfig,
@@ -69,6 +88,7 @@ pub struct TextEncoder {
     position_embedding: Tensor,
     layers: Vec<Layer>,
     final_layer_norm: LayerNorm,
+    text_projection: Option<Linear>,
 }
 
 impl TextEncoder {
@@ -94,6 +114,10 @@ impl TextEncoder {
                 .map(|i| Layer::new(&root.pp("encoder.layers").pp(i), config))
                 .collect::<Result<_>>()?,
             final_layer_norm: LayerNorm::new(&root.pp("final_layer_norm"), width, config.layer_norm_eps)?,
+            text_projection: match config.pooled_width() {
+                None => None,
+                Some(pooled) => Some(Linear::without_bias(&params.pp("text_projection"), width, pooled)?),
+            },
             config: config.clone(),
         };
         Ok((text, params.finish()?))
@@ -112,6 +136,52 @@ impl TextEncoder {
             hidden = layer.forward(&hidden)?;
         }
         self.final_layer_norm.forward(&hidden)
+    }
+
+    /// What the last layer is given, without norm: the context of Stable Diffusion XL.
+    ///
+    /// # Shapes
+    /// - as [`TextEncoder::forward`]
+    pub fn penultimate(&self, tokens: &Tensor) -> CandleResult<Tensor> {
+        let mut hidden = ops::embed(tokens, &self.token_embedding, &self.position_embedding)?; // [b, l, d]
+        for layer in &self.layers[..self.layers.len().saturating_sub(1)] {
+            hidden = layer.forward(&hidden)?;
+        }
+        Ok(hidden)
+    }
+
+    /// [`TextEncoder::penultimate`], and the pooled text: the final norm where the text ends, projected.
+    ///
+    /// # Shapes
+    /// - tokens `[b, l]` → `[b, l, d]`, `[b, p]`
+    pub fn penultimate_and_pooled(&self, tokens: &Tensor) -> CandleResult<(Tensor, Tensor)> {
+        let (Some(projection), Some(last)) = (&self.text_projection, self.layers.last()) else {
+            candle_core::bail!("text encoder: pools no text; that takes a CLIPTextModelWithProjection");
+        };
+        let penultimate = self.penultimate(tokens)?;
+        let hidden = last.forward(&penultimate)?;
+        let (b, l, d) = hidden.dims3()?;
+        let rows: Vec<u32> =
+            self.ends(tokens)?.into_iter().zip(0..).map(|(end, text)| (text * l + end) as u32).collect();
+        let rows = Tensor::from_vec(rows, (b, 1), tokens.device())?;
+        // The rows of a table, with nothing added to them.
+        let nothing = Tensor::zeros((1, d), hidden.dtype(), hidden.device())?;
+        let pooled = ops::embed(&rows, &ops::reshape(&hidden, (b * l, d))?, &nothing)?; // [b, 1, d]
+        let pooled = ops::reshape(&self.final_layer_norm.forward(&pooled)?, (b, d))?;
+        Ok((penultimate, projection.forward(&pooled)?))
+    }
+
+    /// Where each text ends: its first end token (transformers `CLIPTextTransformer.forward`); at its start if it has none.
+    fn ends(&self, tokens: &Tensor) -> CandleResult<Vec<usize>> {
+        let texts: Vec<Vec<u32>> = tokens.to_dtype(DType::U32)?.to_vec2()?;
+        let end = |text: Vec<u32>| {
+            let wanted = match self.config.eos_token_id {
+                Some(2) => text.iter().copied().max(),
+                other => Some(other.unwrap_or(END)),
+            };
+            text.iter().position(|&token| Some(token) == wanted).unwrap_or(0)
+        };
+        Ok(texts.into_iter().map(end).collect())
     }
 }
 

@@ -40,25 +40,32 @@ pub struct Prompt {
 impl Tokenizer {
     /// Reads `tokenizer/` of a model; prompts are cut and padded to `length` tokens.
     pub fn read(files: &Files, length: usize) -> Result<Self> {
+        Self::read_from(files, "tokenizer", length)
+    }
+
+    /// [`Tokenizer::read`] from another folder of the model, such as `tokenizer_2`.
+    pub fn read_from(files: &Files, folder: &str, length: usize) -> Result<Self> {
+        let name = |file: &str| format!("{folder}/{file}");
         ensure!(
             length > 2,
             "text encoder config: max_position_embeddings {length} leaves no room for text; at least 3"
         );
-        let inner = if files.contains("tokenizer/vocab.json") {
-            from_vocabulary(&files.text("tokenizer/vocab.json")?, &files.text("tokenizer/merges.txt")?)
+        let inner = if files.contains(&name("vocab.json")) {
+            from_vocabulary(&files.text(&name("vocab.json"))?, &files.text(&name("merges.txt"))?)
         } else {
-            let json = files.bytes("tokenizer/tokenizer.json")?;
+            let json = files.bytes(&name("tokenizer.json"))?;
             tokenizers::Tokenizer::from_bytes(&json).map_err(|error| anyhow!("{error}"))
         };
-        let mut inner = inner.with_context(|| files.describe("tokenizer"))?;
+        let mut inner = inner.with_context(|| files.describe(folder))?;
         // Padding and truncation that a tokenizer.json may bring are ours to do.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| anyhow!("{error}"))?;
         let id = |token: &str| {
-            inner.token_to_id(token).with_context(|| format!("{}: no token {token}", files.describe("tokenizer")))
+            inner.token_to_id(token).with_context(|| format!("{}: no token {token}", files.describe(folder)))
         };
-        let pad = match files.contains("tokenizer/tokenizer_config.json") {
-            true => pad_token(&files.text("tokenizer/tokenizer_config.json")?)?,
+        let config = name("tokenizer_config.json");
+        let pad = match files.contains(&config) {
+            true => pad_token(&files.text(&config)?).with_context(|| files.describe(&config))?,
             false => END.into(),
         };
         let (start, end, pad) = (id(START)?, id(END)?, id(&pad)?);
@@ -116,7 +123,7 @@ fn from_vocabulary(vocab: &str, merges: &str) -> Result<tokenizers::Tokenizer> {
 
 /// `pad_token` is a string or an object with `content`; SD1's is the end token, SD2's `!`.
 fn pad_token(config: &str) -> Result<String> {
-    let config: serde_json::Value = serde_json::from_str(config).context("tokenizer/tokenizer_config.json")?;
+    let config: serde_json::Value = serde_json::from_str(config)?;
     let token = &config["pad_token"];
     Ok(token.as_str().or_else(|| token["content"].as_str()).unwrap_or(END).to_string())
 }

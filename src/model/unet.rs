@@ -3,13 +3,15 @@
 //! Tensors are channel-first at its door and channel-last inside.
 
 use anyhow::{Context, Result, ensure};
-use candle_core::{DType, Device, Result as CandleResult, Tensor};
+use candle_core::{Result as CandleResult, Tensor};
 
 use super::blocks::{CrossBlocks, DownBlock, LevelShape, MidBlock, UpBlock};
+use super::conditions::ImageConditions;
 use super::config::UnetConfig;
 use super::coupling::{Coupling, Sight};
-use super::layers::{Conv, GroupNorm, Linear};
+use super::layers::{Conv, GroupNorm};
 use super::params::{NamedVars, Params};
+use super::time::TimeEmbedding;
 use super::transformer::Conditioning;
 use crate::ops::{self, Activation, Groups};
 use crate::shape::SetShape;
@@ -18,8 +20,7 @@ use crate::shape::SetShape;
 pub struct JointUnet {
     config: UnetConfig,
     conv_in: Conv,
-    time_linear_1: Linear,
-    time_linear_2: Linear,
+    time: TimeEmbedding,
     down_blocks: Vec<DownBlock>,
     mid_block: MidBlock,
     up_blocks: Vec<UpBlock>,
@@ -95,8 +96,7 @@ impl JointUnet {
         }
         Ok(Self {
             conv_in: Conv::same(&params.pp("conv_in"), (config.in_channels, widths[0]), 3)?,
-            time_linear_1: Linear::new(&params.pp("time_embedding.linear_1"), widths[0], time_width)?,
-            time_linear_2: Linear::new(&params.pp("time_embedding.linear_2"), time_width, time_width)?,
+            time: TimeEmbedding::new(params, config, time_width)?,
             down_blocks,
             mid_block,
             up_blocks,
@@ -136,19 +136,20 @@ impl JointUnet {
         context: &Tensor,
         shape: SetShape,
     ) -> CandleResult<Tensor> {
-        self.forward_seeing(input, timesteps, context, shape, &Sight::default())
+        self.forward_seeing(input, timesteps, &ImageConditions::text(context), shape, &Sight::default())
     }
 
-    /// [`JointUnet::forward`], the images' sight of each other changed or watched.
+    /// [`JointUnet::forward`] with all that an image may be told, the images' sight of each other changed or watched.
     pub fn forward_seeing(
         &self,
         input: &Tensor,
         timesteps: &Tensor,
-        context: &Tensor,
+        told: &ImageConditions,
         shape: SetShape,
         sight: &Sight,
     ) -> CandleResult<Tensor> {
         let (total, _, h, w) = input.dims4()?;
+        let context = &told.context;
         let multiple = 1 << (self.down_blocks.len() - 1);
         if total != shape.total() || timesteps.dims() != [shape.sets] || context.dim(0)? != total {
             candle_core::bail!(
@@ -162,7 +163,7 @@ impl JointUnet {
             candle_core::bail!("unet: latents of {h}×{w} must be multiples of {multiple}");
         }
         let conditioning = Conditioning {
-            time: self.time_embedding(timesteps, shape, input.dtype())?,
+            time: self.time.forward(timesteps, told.added.as_ref(), shape, input.dtype())?,
             context: context.clone(),
             coupling: Coupling { images: if self.coupled { shape.images } else { 1 }, sight: sight.clone() },
             is_checkpointed: self.checkpointed,
@@ -178,29 +179,4 @@ impl JointUnet {
         }
         ops::to_channels_first(&self.conv_out.forward(&self.conv_norm_out.forward(&hidden)?)?)
     }
-
-    /// Sinusoids of the timestep through two layers, then the SiLU that every block would apply; `[b·n, time_width]`.
-    fn time_embedding(&self, timesteps: &Tensor, shape: SetShape, dtype: DType) -> CandleResult<Tensor> {
-        let width = self.config.block_out_channels[0];
-        let sinusoids = sinusoids(timesteps, width, &self.config)?.to_dtype(dtype)?;
-        let hidden = ops::silu(&self.time_linear_1.forward(&sinusoids)?)?;
-        let time = ops::silu(&self.time_linear_2.forward(&hidden)?)?; // [b, time_width]
-        ops::repeat_rows(&time, shape.images)
-    }
-}
-
-/// diffusers `get_timestep_embedding`: sin and cos (or cos and sin, flipped) of t·10000^(−i/(half − shift)).
-///
-/// # Shapes
-/// - timesteps `[b]` → `[b, width]`
-fn sinusoids(timesteps: &Tensor, width: usize, config: &UnetConfig) -> CandleResult<Tensor> {
-    let half = width / 2;
-    let frequencies: Vec<f32> =
-        (0..half).map(|i| (-(10_000f64.ln()) * i as f64 / (half as f64 - config.freq_shift)).exp() as f32).collect();
-    let frequencies = Tensor::from_vec(frequencies, (1, half), &Device::Cpu)?;
-    // On the host in f32: the angles reach 1000, too large for half precision.
-    let angles = timesteps.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.unsqueeze(1)?.matmul(&frequencies)?;
-    let (sin, cos) = (angles.sin()?, angles.cos()?);
-    let both = if config.flip_sin_to_cos { [&cos, &sin] } else { [&sin, &cos] };
-    Tensor::cat(&both, 1)?.to_device(timesteps.device())
 }

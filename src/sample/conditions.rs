@@ -10,13 +10,14 @@ use image::RgbImage;
 use super::pipeline::Pipeline;
 use super::request::{Reference, SampleSettings, SetRequest};
 use crate::diffusion::Branch;
-use crate::model::{Probe, Sight};
+use crate::model::conditions::N_SIZES;
+use crate::model::{AddedConditions, ImageConditions, Probe, Sight};
 use crate::shape::SetShape;
 
 /// All branches of a step, one behind the other.
 pub struct Conditions {
-    /// `[branches·b·n, l, d]`.
-    context: Tensor,
+    /// Of branches·b·n images.
+    told: ImageConditions,
     /// Mask and reference, `[branches·b·n, 1 + c, h, w]`; None for a U-Net without them.
     channels: Option<Tensor>,
     /// How strongly the others of its set attend to each place of an image, `[branches·b·n, h, w]`; None: as they would.
@@ -28,7 +29,8 @@ impl Conditions {
     pub fn of_branches(&self, first: usize, count: usize, total: usize) -> Result<Self> {
         let part = |all: &Tensor| all.narrow(0, first * total, count * total)?.contiguous();
         let own = |all: &Option<Tensor>| all.as_ref().map(part).transpose();
-        Ok(Self { context: part(&self.context)?, channels: own(&self.channels)?, key_weights: own(&self.key_weights)? })
+        let told = self.told.of_images(first * total, count * total)?;
+        Ok(Self { told, channels: own(&self.channels)?, key_weights: own(&self.key_weights)? })
     }
 
     /// What the images of a set see of each other.
@@ -36,9 +38,9 @@ impl Conditions {
         Sight { key_weights: self.key_weights.clone(), probe: probe.cloned() }
     }
 
-    /// Text of every image.
-    pub fn context(&self) -> &Tensor {
-        &self.context
+    /// Text of every image, and what else the network is told of it.
+    pub fn told(&self) -> &ImageConditions {
+        &self.told
     }
 
     /// The network's input: x, where the network takes them with mask and reference.
@@ -92,14 +94,14 @@ impl Pipeline {
         settings: &SampleSettings,
     ) -> Result<Conditions> {
         let branches = settings.guidance.branches();
-        let context = self.context(sets, branches)?;
+        let told = self.told(sets, branches, settings.size)?;
         let channels = match self.is_joint() {
             true => Some(self.channels(shape, known, branches)?),
             false => None,
         };
         let weights = self.key_weights(sets, settings)?;
         let key_weights = weights.map(|weights| Tensor::cat(&vec![&weights; branches.len()], 0)).transpose()?;
-        Ok(Conditions { context, channels, key_weights })
+        Ok(Conditions { told, channels, key_weights })
     }
 
     /// The references' weights and masks at the latents' size, 1 for the new images, `[b·n, h, w]`; None where all are 1.
@@ -128,8 +130,8 @@ impl Pipeline {
         Ok(Some(Tensor::cat(&all, 0)?))
     }
 
-    /// Text of every image in every branch, `[branches·b·n, l, d]`.
-    fn context(&self, sets: &[SetRequest], branches: &[Branch]) -> Result<Tensor> {
+    /// Text of every image in every branch, and for Stable Diffusion XL that each is a whole picture of `size` pixels.
+    fn told(&self, sets: &[SetRequest], branches: &[Branch], size: usize) -> Result<ImageConditions> {
         let mut texts: Vec<&str> = Vec::new();
         let mut null_texts: Vec<&str> = Vec::new();
         for set in sets {
@@ -138,11 +140,19 @@ impl Pipeline {
             null_texts.extend(set.references.iter().map(|_| ""));
             null_texts.extend(set.prompts.iter().map(|_| set.negative_prompt.as_str()));
         }
-        let text = self.encode(&texts)?; // [b·n, l, d]
-        let null_text = self.encode(&null_texts)?;
-        let pick = |branch: &Branch| if branch.keeps_text { &text } else { &null_text };
-        let contexts: Vec<&Tensor> = branches.iter().map(pick).collect();
-        Ok(Tensor::cat(&contexts, 0)?)
+        let (text, null_text) = (self.encode(&texts)?, self.encode(&null_texts)?); // [b·n, l, d]
+        let picked: Vec<_> = branches.iter().map(|branch| if branch.keeps_text { &text } else { &null_text }).collect();
+        let contexts: Vec<&Tensor> = picked.iter().map(|text| &text.context).collect();
+        let context = Tensor::cat(&contexts, 0)?; // [branches·b·n, l, d]
+        if !self.unet.config().takes_added_conditions() {
+            return Ok(ImageConditions { context, added: None });
+        }
+        let pooled: Vec<&Tensor> = picked.iter().filter_map(|text| text.pooled.as_ref()).collect();
+        let sizes = [size, size, 0, 0, size, size].map(|number| number as f32);
+        let time_ids =
+            Tensor::new(&sizes, &self.runtime.device)?.broadcast_as((context.dim(0)?, N_SIZES))?.contiguous()?;
+        let added = AddedConditions { text_embeds: Tensor::cat(&pooled, 0)?, time_ids };
+        Ok(ImageConditions { context, added: Some(added) })
     }
 
     /// Mask and reference of every image in every branch, `[branches·b·n, 1 + c, h, w]`.

@@ -17,7 +17,7 @@ impl Pipeline {
     pub fn latents_of(&self, images: &[RgbImage], settings: &SampleSettings) -> Result<Tensor> {
         let mut latents = Vec::new();
         for some in images.chunks(at_once(settings)) {
-            let pixels = tensor_from_images(some, &self.runtime.device)?.to_dtype(self.runtime.dtype)?;
+            let pixels = tensor_from_images(some, &self.runtime.device)?.to_dtype(self.vae_dtype)?;
             let some = match settings.vae_tile {
                 Some(tile) => self.vae.latents_in_tiles(&pixels, tile)?,
                 None => self.vae.latents_from_images(&pixels)?,
@@ -35,7 +35,7 @@ impl Pipeline {
         let (k, at_once) = (latents.dim(0)?, at_once(settings));
         let mut images = Vec::with_capacity(k);
         for first in (0..k).step_by(at_once) {
-            let some = latents.narrow(0, first, at_once.min(k - first))?.contiguous()?.to_dtype(self.runtime.dtype)?;
+            let some = latents.narrow(0, first, at_once.min(k - first))?.contiguous()?.to_dtype(self.vae_dtype)?;
             let pixels = match settings.vae_tile {
                 Some(tile) => self.vae.decode_in_tiles(&some, tile)?,
                 None => self.vae.decode(&some)?,

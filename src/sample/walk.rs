@@ -89,7 +89,7 @@ impl Pipeline {
             let all = SetShape::new(at_once * shape.sets, shape.images);
             let timesteps = Tensor::from_vec(vec![level.timestep as f32; all.sets], all.sets, &self.runtime.device)?;
             let output =
-                self.unet.forward_seeing(&input, &timesteps, own.context(), all, &own.sight(self.probe.as_ref()))?;
+                self.unet.forward_seeing(&input, &timesteps, own.told(), all, &own.sight(self.probe.as_ref()))?;
             for branch in 0..at_once {
                 predictions.push(output.narrow(0, branch * shape.total(), shape.total())?);
             }

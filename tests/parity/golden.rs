@@ -60,7 +60,12 @@ pub fn params(tensors: BTreeMap<String, Tensor>, origin: &str) -> Params {
 
 /// A part of the pipeline folder: its `config.json` and its weights.
 pub fn pipeline_part<T: DeserializeOwned>(part: &str, file: &str) -> (T, Golden) {
-    let folder = format!("tiny-pipeline/{part}");
+    part_of("tiny-pipeline", part, file)
+}
+
+/// [`pipeline_part`] of another pipeline folder.
+pub fn part_of<T: DeserializeOwned>(pipeline: &str, part: &str, file: &str) -> (T, Golden) {
+    let folder = format!("{pipeline}/{part}");
     let config = std::fs::read_to_string(path(&folder).join("config.json")).expect(part);
     (serde_json::from_str(&config).expect(part), Golden::open(&format!("{folder}/{file}")))
 }

@@ -15,7 +15,7 @@ use crate::golden::{Golden, path};
 use crate::samplers::SAMPLERS;
 
 /// Levels 0 to 255, `[b, 3, h, w]`.
-fn pictures(tensor: &Tensor) -> Vec<RgbImage> {
+pub fn pictures(tensor: &Tensor) -> Vec<RgbImage> {
     let (b, _, h, w) = tensor.dims4().unwrap();
     let levels: Vec<u8> = values(&tensor.permute((0, 2, 3, 1)).unwrap()).into_iter().map(|level| level as u8).collect();
     let image = |bytes: &[u8]| RgbImage::from_raw(w as u32, h as u32, bytes.to_vec()).unwrap();
