@@ -233,7 +233,7 @@ mod tests {
                 |rows: usize| (0..b * rows * heads * d).map(|_| 2.0 * rng.normal() as f32).collect::<Vec<_>>();
             let (q, k, v, dy) = (draw(l), draw(s), draw(s), draw(l));
             let bias: Option<Vec<f32>> = (groups > 0).then(|| {
-                let hidden = |i: usize| i / s % groups == 0 && i % s < 600 && s > 600;
+                let hidden = |i: usize| (i / s).is_multiple_of(groups) && i % s < 600 && s > 600;
                 let value = |i| if hidden(i) { f32::NEG_INFINITY } else { rng.normal() as f32 };
                 (0..b * groups * s).map(value).collect()
             });
