@@ -33,7 +33,8 @@ fn text(args: InspectTextArgs) -> Result<()> {
     outputs.extend(encoded.pooled.map(|pooled| ("text_embeds".to_owned(), pooled)));
     for (name, prompt) in ["tokens", "tokens_2"].into_iter().zip(prompts.tokens(&args.prompt)?) {
         let (length, tokens) = (prompt.tokens.len(), prompt.tokens);
-        outputs.insert(name.to_owned(), Tensor::from_vec(tokens, (1, length), &Device::Cpu)?.to_dtype(DType::I64)?); // [1, l]
+        let tokens = Tensor::from_vec(tokens, (1, length), &Device::Cpu)?; // [1, l]
+        outputs.insert(name.to_owned(), tokens.to_dtype(DType::I64)?);
     }
     if let Some(cut) = prompts.tokenizer().encode(&args.prompt)?.cut {
         report::warn(format!("--prompt: too long for this model, its end is not used: {cut:?}"));
