@@ -191,6 +191,11 @@ fn every_family_goes_into_a_file_and_is_found_out_from_its_tensors_alone() {
             assert_eq!(found, expected, "{name}: {config}");
         }
         assert_eq!(context(&room, &back, &[]), expected.1, "{name}");
+        // Without a version diffusers does not open a pipeline for inpainting: KeyError, in its `from_pretrained`.
+        let index: Value = folder(&back).json("model_index.json").expect("an index");
+        assert!(index["_diffusers_version"].is_string(), "{name}: {index}");
+        let class = index["_class_name"].as_str().expect("a pipeline");
+        assert_eq!(class.contains("Inpaint"), model.in_channels == 9, "{name}: {class}");
     }
 }
 

@@ -10,6 +10,7 @@ mod room;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Command;
 
 use candle_core::{DType, Device, Tensor};
 use harness::jedi;
@@ -86,7 +87,6 @@ fn write_model(folder: &Path) {
 
 #[test]
 fn loading_holds_the_weights_once() {
-    jedi::ops::keep_freed_memory();
     let room = Room::new();
     let half = room.path("f16");
     write_model(Path::new(&half));
@@ -99,20 +99,21 @@ fn loading_holds_the_weights_once() {
         assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
         out
     };
-    let folder = |path: &str| Files::Folder(path.into());
-    let single = |path: &str| Files::Single(SingleFile::open(Path::new(path)).unwrap().into());
     let models = [
-        ("f16", folder(&half)),
-        ("f32", folder(&convert("f32", &["--dtype", "f32"]))),
-        ("bf16, sharded", folder(&convert("bf16", &["--dtype", "bf16", "--max-shard-size", "20MB"]))),
-        ("f32, single file", single(&convert("f32.safetensors", &["--dtype", "f32"]))),
-        ("f16, single file", single(&convert("f16.safetensors", &[]))),
+        convert("f32", &["--dtype", "f32"]),
+        convert("bf16-shards", &["--dtype", "bf16", "--max-shard-size", "20MB"]),
+        convert("f32.safetensors", &["--dtype", "f32"]),
+        convert("f16.safetensors", &[]),
+        half.clone(),
     ];
-    // What the first load takes once and for all is not the weights'.
-    peak_share(&models[0].1);
-    for (name, files) in &models {
-        let share = peak_share(files);
-        assert!(share <= AT_MOST, "{name}: {share}");
+    for model in &models {
+        // In a process of its own: memory that this one has freed would take the weights in without being counted.
+        let test = ["--ignored", "--exact", "loading_a_given_model_holds_its_weights_once", "--nocapture"];
+        let this_binary = std::env::current_exe().unwrap();
+        let run = Command::new(this_binary).args(test).env("JEDI_MODEL", model).output().unwrap();
+        let said = String::from_utf8_lossy(&run.stdout);
+        println!("{model}: {said}");
+        assert!(run.status.success() && said.contains("1 passed"), "{model}: {}", String::from_utf8_lossy(&run.stderr));
     }
 }
 
@@ -125,6 +126,8 @@ fn loading_a_given_model_holds_its_weights_once() {
         true => Files::Folder(path.into()),
         false => Files::Single(SingleFile::open(Path::new(&path)).unwrap().into()),
     };
+    jedi::ops::keep_freed_memory();
     let share = peak_share(&files);
-    assert!(share <= AT_MOST, "{share}");
+    // Less than the weights themselves would be a measurement that misses them.
+    assert!((0.95..=AT_MOST).contains(&share), "{share}");
 }

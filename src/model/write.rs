@@ -109,7 +109,12 @@ pub fn write_model_index(folder: &Path) -> Result<()> {
 
 /// [`write_model_index`]'s contents for a pipeline of this class and the components that are there.
 pub fn model_index(pipeline_class: &str, is_there: impl Fn(&str) -> bool) -> Map<String, Value> {
-    let mut index = Map::from_iter([("_class_name".to_owned(), json!(pipeline_class))]);
+    /// The version whose layout this is. diffusers' inpainting pipelines do not open a folder that names none.
+    const DIFFUSERS_VERSION: &str = "0.36.0";
+    let mut index = Map::from_iter([
+        ("_class_name".to_owned(), json!(pipeline_class)),
+        ("_diffusers_version".to_owned(), json!(DIFFUSERS_VERSION)),
+    ]);
     for (component, library, class) in [
         ("scheduler", "diffusers", "DDIMScheduler"),
         ("text_encoder", "transformers", "CLIPTextModel"),
