@@ -42,7 +42,16 @@ pub fn usage(answer: &clap::Error) -> io::Result<()> {
 /// A bar over `len` pieces of work, named `what`, with rate and time left; hidden when stderr is not a terminal (say
 /// where you are through `note` now and then).
 pub fn progress(len: u64, what: &'static str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg} {per_sec}, {eta} left");
+    bar(len, what.to_owned(), "{prefix} {wide_bar} {pos}/{len} {msg} {per_sec}, {eta} left")
+}
+
+/// The same over the bytes of a file.
+pub fn download(n_bytes: u64, file: &str) -> ProgressBar {
+    bar(n_bytes, file.to_owned(), "{prefix} {wide_bar} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left")
+}
+
+fn bar(len: u64, what: String, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template);
     let bar = ProgressBar::new(len).with_prefix(what);
     let bar = if let Ok(style) = style { bar.with_style(style) } else { bar };
     if !has_bars() {

@@ -8,7 +8,8 @@ use super::values;
 
 #[derive(Debug, Args)]
 pub struct ConvertArgs {
-    /// Model folder (diffusers layout), single .safetensors file, or `toybox`: the small model inside this program
+    /// Model folder (diffusers layout), single .safetensors file, OWNER/NAME[@REVISION] on the hub, or `toybox`: the small
+    /// model inside this program
     #[arg(long, value_name = "M")]
     pub model: String,
     /// Folder of CLIP's tokenizer (vocab.json, merges.txt), which single files lack [default: `tokenizer/` beside the file]

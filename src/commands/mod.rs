@@ -2,6 +2,7 @@
 
 mod convert;
 mod doctor;
+mod downloads;
 mod eval;
 mod inspect;
 mod inspect_attention;

@@ -3,53 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
-use super::pickle;
+use super::{downloads, pickle};
 use crate::invalid::{invalid, is_invalid};
-use crate::model::{Files, SingleFile, toybox};
+pub use crate::model::Part;
+use crate::model::hub::commit_of_snapshot;
+use crate::model::{Files, HubName, SingleFile, toybox};
 use crate::report;
-
-/// A part of a model folder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
-    /// The denoising network.
-    Unet,
-    /// Pictures to latents and back.
-    Vae,
-    /// Tokens to context.
-    TextEncoder,
-    /// Text to tokens.
-    Tokenizer,
-    /// The noise levels.
-    Scheduler,
-}
-
-impl Part {
-    /// A whole model.
-    pub const ALL: &[Part] = &[Part::Unet, Part::Vae, Part::TextEncoder, Part::Tokenizer, Part::Scheduler];
-
-    /// One of these files must be there.
-    fn files(self) -> &'static [&'static str] {
-        match self {
-            Part::Unet => &["unet/config.json"],
-            Part::Vae => &["vae/config.json"],
-            Part::TextEncoder => &["text_encoder/config.json"],
-            Part::Tokenizer => &["tokenizer/vocab.json", "tokenizer/tokenizer.json"],
-            Part::Scheduler => &["scheduler/scheduler_config.json"],
-        }
-    }
-
-    fn in_words(self) -> &'static str {
-        match self {
-            Part::Unet => "the U-Net (model.diffusion_model.…)",
-            Part::Vae => "the VAE (first_stage_model.…)",
-            Part::TextEncoder => "the text encoder (cond_stage_model.…)",
-            Part::Tokenizer => "the tokenizer (give --tokenizer DIR)",
-            Part::Scheduler => "the noise schedule",
-        }
-    }
-}
 
 /// The files of a whole model; those of its tokenizer in the folder `tokenizer` where one is given.
 pub fn open(name: &str, tokenizer: Option<&Path>) -> Result<Files> {
@@ -58,7 +19,7 @@ pub fn open(name: &str, tokenizer: Option<&Path>) -> Result<Files> {
 
 /// The files of a model of which only `parts` are needed.
 pub fn open_parts(name: &str, tokenizer: Option<&Path>, parts: &[Part]) -> Result<Files> {
-    let files = find(name, tokenizer)?;
+    let files = find(name, tokenizer, parts)?;
     let is_there = |part: &Part| part.files().iter().any(|file| files.contains(file));
     let missing: Vec<&Part> = parts.iter().filter(|part| !is_there(part)).collect();
     if missing.is_empty() {
@@ -84,7 +45,7 @@ pub fn open_parts(name: &str, tokenizer: Option<&Path>, parts: &[Part]) -> Resul
     wrong(format!("is no whole model folder (diffusers layout): no {}{index}", missing.join(", no ")))
 }
 
-fn find(name: &str, tokenizer: Option<&Path>) -> Result<Files> {
+fn find(name: &str, tokenizer: Option<&Path>, parts: &[Part]) -> Result<Files> {
     let path = Path::new(name);
     let mut files = if name == "toybox" {
         Files::Embedded(toybox::FILES)
@@ -93,7 +54,7 @@ fn find(name: &str, tokenizer: Option<&Path>) -> Result<Files> {
     } else if path.is_dir() {
         Files::Folder(path.to_owned())
     } else {
-        return Err(not_there(name));
+        Files::Folder(from_hub("--model", name, parts)?)
     };
     if let Some(folder) = tokenizer {
         files = files.with_tokenizer(tokenizer_folder(folder)?);
@@ -137,30 +98,35 @@ fn holds_tokenizer(folder: &Path) -> bool {
     has("vocab.json") && has("merges.txt") || has("tokenizer.json")
 }
 
-fn not_there(name: &str) -> anyhow::Error {
-    let wrong = |cause: String| invalid(format!("--model {name}: {cause}"));
-    if let Some((repository, revision)) = hub_name(name) {
-        let revision = revision.map_or(String::new(), |revision| format!(" --revision {revision}"));
-        return wrong(format!(
-            "no such folder, and jedi does not download models yet; fetch it with `hf download {repository}{revision} \
-             --local-dir FOLDER` (from Python's huggingface_hub) and give --model FOLDER"
-        ));
-    }
-    wrong("no such folder; check the path".into())
+/// The folder of a model on the hub, downloaded as far as it is needed. `option` is what named it.
+pub fn from_hub(option: &str, name: &str, parts: &[Part]) -> Result<PathBuf> {
+    let Some(on_hub) = HubName::parse(name) else {
+        let way_out = match name.strip_prefix("hf:") {
+            Some(_) => "is no name of a model on the hub; give hf:OWNER/NAME, or hf:OWNER/NAME@REVISION",
+            None => "no such folder; check the path, or give OWNER/NAME for a model on the hub",
+        };
+        return Err(invalid(format!("{option} {name}: {way_out}")));
+    };
+    downloads::folder(&on_hub, parts).map_err(|error| {
+        let nor_here = if name.starts_with("hf:") { "" } else { " (nor is there a folder of this name)" };
+        let message = format!("{option} {error:#}{nor_here}");
+        if is_invalid(&error) { invalid(message) } else { anyhow!(message) }
+    })
 }
 
-/// `owner/name` and the revision of a name on the hub; None for a path.
-fn hub_name(name: &str) -> Option<(&str, Option<&str>)> {
-    let name = name.strip_prefix("hf:").unwrap_or(name);
-    let (repository, revision) = match name.split_once('@') {
-        Some((repository, revision)) => (repository, Some(revision)),
-        None => (name, None),
+/// The name by which a model is found again as it is now: a model on the hub by the commit that it was read from, any other by
+/// its own name.
+pub fn lasting_name(name: &str, files: &Files) -> String {
+    let folder = match files {
+        Files::Folder(folder) => folder,
+        Files::WithTokenizer(model, _) => return lasting_name(name, model),
+        Files::Embedded(_) | Files::Single(_) => return name.to_owned(),
     };
-    let (owner, model) = repository.split_once('/')?;
-    let is_word = |word: &str| {
-        !word.is_empty() && !word.starts_with('.') && word.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c))
-    };
-    (is_word(owner) && is_word(model)).then_some((repository, revision))
+    let prefix = if name.starts_with("hf:") { "hf:" } else { "" };
+    match (HubName::parse(name), commit_of_snapshot(folder)) {
+        (Some(on_hub), Some(commit)) => format!("{prefix}{}@{commit}", on_hub.repository),
+        _ => name.to_owned(),
+    }
 }
 
 /// The guidance scale that the user asked for, or else the model's own (`guidance_scale` in its `jedi.json`), or else 3.
@@ -190,19 +156,20 @@ mod tests {
     }
 
     #[test]
-    fn a_name_of_the_hub_is_told_from_a_path() {
-        assert_eq!(hub_name("hf:owner/model@v1"), Some(("owner/model", Some("v1"))));
-        assert_eq!(hub_name("owner/sd-v1.4"), Some(("owner/sd-v1.4", None)));
-        for path in ["model", "./model", "../model", "/owner/model", "a/b/c", "hf:model"] {
-            assert_eq!(hub_name(path), None, "{path}");
-        }
+    fn what_is_neither_there_nor_a_name_of_the_hub_is_refused_with_the_way_out() {
+        assert!(refusal("no-such-model").contains("no such folder; check the path"));
+        assert!(refusal("hf:model").contains("give hf:OWNER/NAME"));
     }
 
     #[test]
-    fn what_cannot_be_opened_is_refused_with_the_way_out() {
-        assert!(refusal("owner/model").contains("hf download owner/model --local-dir"));
-        assert!(refusal("hf:owner/model@v1").contains("--revision v1"));
-        assert!(refusal("no-such-model").contains("no such folder; check the path"));
+    fn a_model_on_the_hub_is_named_by_its_commit() {
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let cached = Files::Folder(format!("/cache/models--a--b/snapshots/{commit}").into());
+        assert_eq!(lasting_name("a/b", &cached), format!("a/b@{commit}"));
+        assert_eq!(lasting_name("hf:a/b@main", &cached), format!("hf:a/b@{commit}"));
+        assert_eq!(lasting_name("a/b", &cached.with_tokenizer("/t".into())), format!("a/b@{commit}"));
+        assert_eq!(lasting_name("a/b", &Files::Folder("a/b".into())), "a/b");
+        assert_eq!(lasting_name("toybox", &Files::Embedded(toybox::FILES)), "toybox");
     }
 
     #[test]

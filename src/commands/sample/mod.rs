@@ -39,10 +39,11 @@ use tasks::{Desk, Task, take_done};
 
 pub fn run(args: SampleArgs) -> Result<()> {
     let made = args.from.as_deref().map(Record::read).transpose()?;
-    let run = Run::new(&args, made.as_ref());
+    let mut run = Run::new(&args, made.as_ref());
     let sets = plan::sets(&args, made.as_ref())?;
     references::check_there(sets.wishes())?;
     let files = models::open(&run.model, args.tokenizer.as_deref())?;
+    run.model = models::lasting_name(&run.model, &files);
     let model_scale = models::guidance_scale(None, &files)?;
     check_guidance(&sets, model_scale)?;
     let given = run.noise.as_ref().map(read_noise).transpose()?;
