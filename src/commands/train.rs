@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::models::{self, Part};
 use super::preview;
 use crate::cli::TrainArgs;
 use crate::data::{DatasetSource, Layout, SetSource};
 use crate::device::Runtime;
 use crate::interrupt::Interrupt;
+use crate::model::HubName;
 use crate::ops::set_matmul_precision;
 use crate::synth::toybox::{HeldOutToys, ToyboxSource};
 use crate::train::settings::{DataConfig, DataLayout};
@@ -23,12 +25,13 @@ pub fn run(args: TrainArgs) -> Result<()> {
     if args.dry_run {
         return Ok(report::result(config::to_toml(&settings)?.trim_end())?);
     }
+    let on_disk = downloaded(&settings)?;
     let out = args.out.unwrap_or_else(|| default_out(&args.config));
     let runtime = Runtime::open(args.device.name())?;
     let interrupt = Interrupt::install()?;
     set_matmul_precision(settings.run.matmul_precision);
 
-    let mut objective = objective(&settings, &runtime)?;
+    let mut objective = objective(&on_disk, &runtime)?;
     objective.notices().iter().for_each(report::note);
     let parameters: usize = objective.parameters().values().map(|var| var.elem_count()).sum();
     report::note(format!("{}: training {:.2} M parameters", out.display(), parameters as f64 / 1e6));
@@ -60,6 +63,30 @@ pub fn run(args: TrainArgs) -> Result<()> {
 /// `runs/` and the name of the config file.
 fn default_out(config: &Path) -> PathBuf {
     Path::new("runs").join(config.file_stem().unwrap_or_default())
+}
+
+/// The settings with models of the hub replaced by their folders in its cache. What the run writes keeps their names.
+fn downloaded(settings: &TrainConfig) -> Result<TrainConfig> {
+    let mut on_disk = settings.clone();
+    let model = &mut on_disk.model;
+    let (built, started): (&[Part], &[Part]) = match settings.objective {
+        ObjectiveKind::Autoencoder => (&[Part::Vae], &[Part::Vae]),
+        ObjectiveKind::Joint => {
+            (&[Part::Unet, Part::TextEncoder, Part::Tokenizer, Part::Scheduler], &[Part::Unet, Part::TextEncoder])
+        }
+    };
+    for (option, folder, parts) in [
+        ("model.architecture", Some(&mut model.architecture), built),
+        ("model.start_from", model.start_from.as_mut(), started),
+        ("model.vae", model.vae.as_mut(), &[Part::Vae]),
+    ] {
+        let Some(folder) = folder else { continue };
+        let name = folder.display().to_string();
+        if !folder.is_dir() && HubName::parse(&name).is_some() {
+            *folder = models::from_hub(option, &name, parts)?;
+        }
+    }
+    Ok(on_disk)
 }
 
 fn objective(settings: &TrainConfig, runtime: &Runtime) -> Result<Box<dyn Objective>> {

@@ -44,7 +44,7 @@ pub enum ObjectiveKind {
     Joint,
 }
 
-/// Networks and where their weights come from.
+/// Networks and where their weights come from: folders, or models on the hub (`owner/name`, `owner/name@revision`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
