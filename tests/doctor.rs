@@ -1,24 +1,31 @@
 //! `jedi doctor`, `jedi completions` and `jedi man` from outside.
 
-#[allow(dead_code)] // A command that is not yet started; here all run to their end.
 mod harness;
 
-use harness::jedi;
+use harness::{Outcome, command, jedi};
+
+/// Without asking a hub; `tests/hub` does that.
+fn doctor(flags: &[&str]) -> Outcome {
+    let output = command(["doctor", "--device", "cpu"].iter().chain(flags)).env("HF_HUB_OFFLINE", "1").output();
+    let output = output.expect("the binary starts");
+    let text = |bytes| String::from_utf8(bytes).expect("the binary writes UTF-8");
+    Outcome { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
 
 #[test]
 fn every_check_passes_on_the_model_inside_the_program() {
-    let outcome = jedi(["doctor", "--json", "--device", "cpu"]);
+    let outcome = doctor(&["--json"]);
     assert_eq!(outcome.code, Some(0), "{}{}", outcome.stdout, outcome.stderr);
     let findings: Vec<serde_json::Value> =
         outcome.stdout.lines().map(|line| serde_json::from_str(line).expect("a JSON object a line")).collect();
     let checks: Vec<&str> = findings.iter().filter_map(|finding| finding["check"].as_str()).collect();
-    assert_eq!(checks, ["build", "processor", "memory", "device", "gradients", "model"]);
-    assert!(findings[5]["says"].as_str().is_some_and(|says| says.starts_with("toybox: takes references, 64×64")));
+    assert_eq!(checks, ["build", "processor", "memory", "device", "gradients", "cache", "hub", "model"]);
+    assert!(findings[7]["says"].as_str().is_some_and(|says| says.starts_with("toybox: takes references, 64×64")));
 }
 
 #[test]
 fn a_model_that_is_not_there_fails_its_line_and_the_run() {
-    let outcome = jedi(["doctor", "--model", "no-such-model", "--device", "cpu"]);
+    let outcome = doctor(&["--model", "no-such-model"]);
     assert_eq!(outcome.code, Some(1), "{}", outcome.stderr);
     let last = outcome.stdout.lines().last().expect("a line");
     assert!(last.starts_with("FAIL  model") && last.contains("no such folder; check the path"), "{last}");

@@ -1,7 +1,8 @@
 //! `jedi doctor`: what this machine, this build and a model can do.
 
+use std::fs;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -11,6 +12,7 @@ use super::models;
 use crate::cli::DoctorArgs;
 use crate::device::Runtime;
 use crate::diffusion::mse;
+use crate::model::hub::{Failure, Hub, Settings};
 use crate::model::params::Params;
 use crate::model::{JointUnet, UnetConfig};
 use crate::rng::Rng;
@@ -74,6 +76,13 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     tell(Finding::of("device", runtime.as_ref().map(device).map_err(|error| anyhow::anyhow!("{error:#}"))))?;
     let runtime = runtime.unwrap_or_else(|_| Runtime::cpu());
     tell(Finding::of("gradients", gradient_flow(&runtime.device)))?;
+    match Settings::from_env() {
+        Ok(settings) => {
+            tell(cache(&settings))?;
+            tell(hub(settings))?;
+        }
+        Err(error) => tell(Finding::of("hub", Err(error)))?,
+    }
     tell(Finding::of("model", model(&args.model, args.tokenizer.as_deref(), &runtime)))?;
     if has_failed {
         bail!("something does not work; the lines marked FAIL say what");
@@ -123,6 +132,58 @@ fn device(runtime: &Runtime) -> String {
         Device::Cpu => "the CPU".into(),
         _ => "a GPU by CUDA".into(),
     }
+}
+
+/// Where models of the hub are kept.
+fn cache(settings: &Settings) -> Finding {
+    let place = settings.cache.display();
+    if !settings.cache.exists() {
+        return Finding::new("cache", State::Ok, format!("{place} will be made for models of the hub"));
+    }
+    // A folder that cannot be read holds none that could be used.
+    let entries = fs::read_dir(&settings.cache).into_iter().flatten().flatten();
+    let n_models = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("models--")).count();
+    let probe = settings.cache.join(format!(".jedi-doctor.{}", std::process::id()));
+    let can_write = fs::write(&probe, "").and_then(|()| fs::remove_file(&probe));
+    match can_write {
+        Ok(()) => Finding::new("cache", State::Ok, format!("{place}; models of the hub there: {n_models}")),
+        Err(error) => {
+            let says = format!("{place} takes no more ({error}), set HF_HOME; models of the hub there: {n_models}");
+            Finding::new("cache", State::Warn, says)
+        }
+    }
+}
+
+/// Whether the hub answers; without it, models in folders and in the cache work all the same.
+fn hub(settings: Settings) -> Finding {
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    if settings.is_offline {
+        return Finding::new("hub", State::Ok, "HF_HUB_OFFLINE is set: models come from folders and the cache alone");
+    }
+    let (endpoint, token) = (settings.endpoint.clone(), settings.token.clone());
+    let started = Instant::now();
+    let account = Hub::new(Settings { timeout: TIMEOUT, ..settings }).account();
+    let seconds = started.elapsed().as_secs_f64();
+    let (state, says) = match (account, token) {
+        (Ok(Some(account)), _) => (State::Ok, format!("{endpoint} answers in {seconds:.1} s, to {account}")),
+        (Ok(None), None) => {
+            let says = format!("{endpoint} answers in {seconds:.1} s; for private and gated models set HF_TOKEN");
+            (State::Ok, says)
+        }
+        (Ok(None), Some(token)) => {
+            let says =
+                format!("{endpoint} answers, but does not accept the token of {}; make another one", token.origin);
+            (State::Warn, says)
+        }
+        (Err(Failure::Unreachable(cause) | Failure::Passing { cause, .. }), _) => {
+            let says = format!(
+                "{cause}; models in folders and in the cache work; for others check the network, HTTPS_PROXY, HF_ENDPOINT"
+            );
+            (State::Warn, says)
+        }
+        (Err(Failure::Final(error)), _) => (State::Warn, format!("{error:#}")),
+    };
+    Finding::new("hub", state, says)
 }
 
 /// Loads a whole model, which shows that its parts fit, and encodes a prompt.
