@@ -28,7 +28,19 @@ STRINGS = [
     "<|endoftext|> inside <|startoftext|> text",
     "non\u00a0breaking\u200bzero\u3000ideographic",
     "control\u0007char",
+    "what a dog! two dogs!! a!b !? 'yes!'",
+    "a 🇩🇪 flag, a 👨‍👩‍👧‍👦 family, 👍🏽 and ❤️",
+    "z\u0338\u0322a\u0337\u0321l\u0335\u0328g\u0338o\u0337 n\u0303o\u0308",
+    "&lt;b&gt;bold&lt;/b&gt; &quot;red&quot; &#39;toy&#39; &amp;amp; &nbsp;",
+    "tab\x0bvertical\x0cfeed\r\nline \x00null \x1b[31mred \x7f",
+    "\ufeffmark \u2028line \u200ejoin\u200d soft\u00adhyphen",
+    "İstanbul STRASSE ẞ ǅ ﬁne ﬂat Ω Å",
+    "½ cup, 10² m, Ⅷ, ١٢٣, 四 and ①",
+    "שלום עולם مرحبا नमस्ते สวัสดี",
+    "1,000.50€ £5 ¥7 ©®™ § ¿qué? ¡no!",
+    "<|endoftext|><|endoftext|> <|ENDOFTEXT|> <|start",
     "x",
+    "the toy! " * 40,
     "sunglasses " * 40,
     "the dog " * 90,
 ]
@@ -39,16 +51,19 @@ def write_tokens(folder):
 
     The ids are those of transformers' tokenizer in Rust, its only one from version 5 on. `slow` says whether the older
     one in Python agrees, which without `ftfy` splits ideographs and drops invisible characters, unlike OpenAI's own.
+    `ids_2` are those of a tokenizer that pads with `!`, as Stable Diffusion 2 and the second one of XL do.
     """
-    tokenizer = CLIPTokenizerFast.from_pretrained(folder / "tiny-pipeline" / "tokenizer")
-    slow = CLIPTokenizer.from_pretrained(folder / "tiny-pipeline" / "tokenizer")
+    source = folder / "tiny-pipeline" / "tokenizer"
+    tokenizer, slow = CLIPTokenizerFast.from_pretrained(source), CLIPTokenizer.from_pretrained(source)
+    tokenizer_2 = CLIPTokenizerFast.from_pretrained(source, pad_token="!")
     assert slow.fix_text is None, "uninstall ftfy: it changes what `slow` says"
     cases = []
     for string in STRINGS:
         settings = dict(padding="max_length", max_length=networks.TOKENS, truncation=True)
-        ids = tokenizer(string, **settings).input_ids
-        assert len(ids) == networks.TOKENS
-        cases.append({"text": string, "slow": slow(string, **settings).input_ids == ids, "ids": ids})
+        ids, ids_2 = (of(string, **settings).input_ids for of in (tokenizer, tokenizer_2))
+        assert len(ids) == len(ids_2) == networks.TOKENS
+        agrees = slow(string, **settings).input_ids == ids
+        cases.append({"text": string, "slow": agrees, "ids": ids, "ids_2": ids_2})
     lines = ",\n".join(json.dumps(case) for case in cases)
     (folder / "tokens.json").write_text(f"[\n{lines}\n]\n")
     print(f"tokens.json: {len(cases)} strings, the slow tokenizer agrees on {sum(case['slow'] for case in cases)}")

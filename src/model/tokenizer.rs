@@ -60,15 +60,17 @@ impl Tokenizer {
         // Padding and truncation that a tokenizer.json may bring are ours to do.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| anyhow!("{error}"))?;
+        let pad_token = read_pad_token(files, folder)?;
+        // transformers makes a special token of it, which stands alone wherever it is in a text: where texts are padded with
+        // `!`, a `!` in a text is that token and not the sign that ends a word.
+        if pad_token != END && inner.token_to_id(&pad_token).is_some() {
+            let special = AddedToken::from(pad_token.clone(), true);
+            inner.add_special_tokens([special]).map_err(|error| anyhow!("{error}"))?;
+        }
         let id = |token: &str| {
             inner.token_to_id(token).with_context(|| format!("{}: no token {token}", files.describe(folder)))
         };
-        let config = name("tokenizer_config.json");
-        let pad = match files.contains(&config) {
-            true => pad_token(&files.text(&config)?).with_context(|| files.describe(&config))?,
-            false => END.into(),
-        };
-        let (start, end, pad) = (id(START)?, id(END)?, id(&pad)?);
+        let (start, end, pad) = (id(START)?, id(END)?, id(&pad_token)?);
         Ok(Self { inner, start, end, pad, length })
     }
 
@@ -79,7 +81,7 @@ impl Tokenizer {
         let ids = encoding.get_ids();
         let cut = (ids.len() > room).then(|| {
             // Offsets count from the normalised prompt's characters; decoding the rest shows what was really lost.
-            self.inner.decode(&ids[room..], true).unwrap_or_default().replace("</w>", " ").trim().to_string()
+            self.inner.decode(&ids[room..], false).unwrap_or_default().replace("</w>", " ").trim().to_string()
         });
         let mut tokens = vec![self.start];
         tokens.extend(ids.iter().take(room));
@@ -115,15 +117,71 @@ fn from_vocabulary(vocab: &str, merges: &str) -> Result<tokenizers::Tokenizer> {
     let bytes = ByteLevel::new(false, true, false);
     tokenizer.with_pre_tokenizer(Some(PreSequence::new(vec![words.into(), bytes.into()])));
     tokenizer.with_decoder(Some(bytes));
+    // As CLIP's own files have them: sought in the normalised text, so that capitals make no difference.
     tokenizer
-        .add_special_tokens([START, END].map(|token| AddedToken::from(token, true)))
+        .add_special_tokens([START, END].map(|token| AddedToken::from(token, true).normalized(true)))
         .map_err(|error| anyhow!("{error}"))?;
     Ok(tokenizer)
 }
 
-/// `pad_token` is a string or an object with `content`; SD1's is the end token, SD2's `!`.
-fn pad_token(config: &str) -> Result<String> {
-    let config: serde_json::Value = serde_json::from_str(config)?;
-    let token = &config["pad_token"];
-    Ok(token.as_str().or_else(|| token["content"].as_str()).unwrap_or(END).to_string())
+/// `pad_token` of either file, a string or an object with `content`; SD1's is the end token, that of SD2 and of SDXL's second
+/// tokenizer `!`. Folders without it are padded with the end token.
+fn read_pad_token(files: &Files, folder: &str) -> Result<String> {
+    for name in ["tokenizer_config.json", "special_tokens_map.json"] {
+        let name = format!("{folder}/{name}");
+        if !files.contains(&name) {
+            continue;
+        }
+        let config: serde_json::Value = files.json(&name)?;
+        let token = &config["pad_token"];
+        if let Some(token) = token.as_str().or_else(|| token["content"].as_str()) {
+            return Ok(token.to_owned());
+        }
+    }
+    Ok(END.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// The toybox's words, with these files beside them.
+    fn tokenizer(beside: &[(&str, &str)]) -> Tokenizer {
+        let folder = tempfile::tempdir().unwrap();
+        let own = folder.path().join("tokenizer");
+        std::fs::create_dir(&own).unwrap();
+        let toybox = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/toybox/architecture/tokenizer");
+        for name in ["vocab.json", "merges.txt"] {
+            std::fs::copy(toybox.join(name), own.join(name)).unwrap();
+        }
+        for (name, text) in beside {
+            std::fs::write(own.join(name), text).unwrap();
+        }
+        Tokenizer::read(&Files::Folder(folder.path().to_owned()), 20).unwrap()
+    }
+
+    #[test]
+    fn the_padding_is_read_from_the_first_file_that_tells_it() {
+        let last = |beside: &[(&str, &str)]| *tokenizer(beside).encode("a robot").unwrap().tokens.last().unwrap();
+        let end = last(&[]);
+        let sign = r#"{"pad_token": "!"}"#;
+        let exclamation = last(&[("tokenizer_config.json", sign)]);
+        assert_ne!(exclamation, end);
+        assert_eq!(last(&[("tokenizer_config.json", r#"{"pad_token": {"content": "!"}}"#)]), exclamation);
+        assert_eq!(last(&[("tokenizer_config.json", "{}"), ("special_tokens_map.json", sign)]), exclamation);
+        let own = r#"{"pad_token": "<|endoftext|>"}"#;
+        assert_eq!(last(&[("tokenizer_config.json", own), ("special_tokens_map.json", sign)]), end);
+    }
+
+    /// With `!` as padding it was once lost from what the user is shown.
+    #[test]
+    fn what_is_cut_off_is_named_with_its_exclamation_marks() {
+        let long = format!("{} to the beach!", "a robot ".repeat(10));
+        for beside in [&[][..], &[("tokenizer_config.json", r#"{"pad_token": "!"}"#)]] {
+            let cut = tokenizer(beside).encode(&long).unwrap().cut.unwrap();
+            assert!(cut.replace(' ', "").ends_with("beach!"), "{cut}");
+        }
+    }
 }
