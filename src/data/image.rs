@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use image::imageops::{self, FilterType};
 use image::{GenericImageView, ImageBuffer, Pixel, RgbImage};
 
-use super::decode::{Notice, decode};
+use super::decode::{MAX_BYTES, Notice, decode};
 use crate::whole_file::write_whole;
 
 /// How a picture that is no square becomes one.
@@ -52,6 +52,12 @@ fn read_square(path: &Path, fit: Fit) -> Result<(RgbImage, Vec<Notice>)> {
             (middle_square(&decoded.image), notices)
         }
         Fit::Pad => {
+            // A panorama's square is as high as it is long, and nearly all of it border.
+            if 3 * u64::from(width.max(height)).pow(2) > MAX_BYTES {
+                bail!(
+                    "{width}×{height} pixels are too long a strip to pad to a square; cut it shorter, or use --fit crop"
+                );
+            }
             notices.push(Notice::Padded(width, height));
             (padded_square(&decoded.image), notices)
         }
@@ -161,6 +167,17 @@ mod tests {
         let wide = imageops::rotate90(&picture);
         let (_folder, path) = saved(&wide);
         assert_eq!(load_reference(&path, Fit::Pad).unwrap().0, imageops::rotate90(&square));
+    }
+
+    #[test]
+    fn a_strip_whose_square_no_memory_would_hold_is_refused() {
+        // 20000×20000 pixels would take 1.2 GB.
+        for (width, height) in [(20_000, 16), (16, 20_000)] {
+            let (_folder, path) = saved(&thirds(width, height));
+            let message = format!("{:#}", load_reference(&path, Fit::Pad).unwrap_err());
+            assert!(message.contains("too long a strip") && message.contains("--fit crop"), "{message}");
+            assert_eq!(load_reference(&path, Fit::Crop).unwrap().0.dimensions(), (16, 16));
+        }
     }
 
     #[test]

@@ -8,6 +8,8 @@ mod decode;
 mod header;
 mod image;
 mod jpeg;
+#[cfg(test)]
+mod kinds;
 mod members;
 mod outline;
 pub mod shards;
