@@ -41,16 +41,16 @@ mod tests {
     fn a_picture_has_the_same_bits_alone_and_in_a_batch() {
         let mut rng = Rng::new(2, "any batch test", 0);
         let mut differs = false;
-        for (channels, side) in [(32, 8), (64, 4), (480, 4)] {
+        for (channels, out, side) in [(32, 32, 8), (64, 64, 4), (480, 480, 4), (128, 16, 8)] {
             let x = rng.normal_tensor(&[12, side, side, channels]).unwrap();
-            let weight = rng.normal_tensor(&[channels, channels, 3, 3]).unwrap();
+            let weight = rng.normal_tensor(&[out, channels, 3, 3]).unwrap();
             let conv = |x: &Tensor| conv2d(x, &weight, None, Conv2d { stride: 1, pad: [1; 4] }).unwrap();
             let values = |x: Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             let alone = x.narrow(0, 5, 1).unwrap().contiguous().unwrap();
             let of_batch = |y: Tensor| values(y.narrow(0, 5, 1).unwrap());
             differs |= values(conv(&alone)) != of_batch(conv(&x));
             let (alone, all) = alike_in_any_batch(|| (values(conv(&alone)), of_batch(conv(&x))));
-            assert_eq!(alone, all, "{channels} channels, {side}² positions");
+            assert_eq!(alone, all, "{channels} to {out} channels, {side}² positions");
         }
         assert!(differs, "none of these depends on the batch anyway, so that nothing was shown");
         assert_eq!(pictures_to_choose_by(7), 7, "outside all is as before");

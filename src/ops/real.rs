@@ -198,6 +198,64 @@ pub unsafe fn matmul<T: Real>(
     if unsafe { tiles::matmul((m, n, k), scale, a, b, (out, mode)) } {
         return;
     }
+    let rows = rows_for_equal_bits(n, k);
+    // SAFETY: the caller's contract; `with_more_rows` hands over matrices of its own that are as large as it says.
+    unsafe {
+        if m < rows {
+            with_more_rows((m, n, k), rows, scale, (a, b), (out, mode));
+        } else {
+            by_gemm((m, n, k), scale, (a, b), (out, mode));
+        }
+    }
+}
+
+/// Rows from which the `gemm` crate (0.19, `gemm_basic_generic`) sums the products of each in one way, whatever their
+/// number: with fewer it takes dot products (m·n up to 256, or a single row) or shorter portions of k (both sides up to 64).
+fn rows_for_equal_bits(n: usize, k: usize) -> usize {
+    let dot_products = 256 / n.max(1) + 1;
+    let portions = if n <= 64 && k > 512 { 65 } else { 0 };
+    dot_products.max(portions).max(2)
+}
+
+/// A product of few rows, with zeros below them: a picture must get the same bits alone and in a batch.
+///
+/// # Safety
+/// As for [`matmul`].
+unsafe fn with_more_rows<T: Real>(
+    (m, n, k): (usize, usize, usize),
+    rows: usize,
+    scale: T,
+    (a, b): (Matrix<*const T>, Matrix<*const T>),
+    (out, mode): (Matrix<*mut T>, Output),
+) {
+    let (mut more, mut sums) = (vec![T::ZERO; rows * k], vec![T::ZERO; rows * n]);
+    // SAFETY: a is m·k and out m·n by the caller's contract, `more` is rows·k and `sums` rows·n with rows above m.
+    unsafe {
+        for row in 0..m {
+            for i in 0..k {
+                more[row * k + i] = *a.start.add(row * a.row_stride + i * a.column_stride);
+            }
+            for i in 0..if mode == Output::Add { n } else { 0 } {
+                sums[row * n + i] = *out.start.add(row * out.row_stride + i * out.column_stride);
+            }
+        }
+        by_gemm((rows, n, k), scale, (Matrix::rows(&more, k), b), (Matrix::rows_mut(&mut sums, n), mode));
+        for row in 0..m {
+            for i in 0..n {
+                *out.start.add(row * out.row_stride + i * out.column_stride) = sums[row * n + i];
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As for [`matmul`].
+unsafe fn by_gemm<T: Real>(
+    (m, n, k): (usize, usize, usize),
+    scale: T,
+    (a, b): (Matrix<*const T>, Matrix<*const T>),
+    (out, mode): (Matrix<*mut T>, Output),
+) {
     // SAFETY: the caller's contract.
     unsafe {
         gemm::gemm(
@@ -226,7 +284,7 @@ pub unsafe fn matmul<T: Real>(
 
 #[cfg(test)]
 mod tests {
-    use super::Real;
+    use super::*;
 
     #[test]
     fn f32_exp_and_erf_agree_with_f64_to_the_last_places() {
@@ -236,6 +294,31 @@ mod tests {
             assert!((Real::exp(x) as f64 - exact).abs() <= 3e-7 * exact, "exp({x})");
             let exact = Real::erf(x as f64);
             assert!((Real::erf(x) as f64 - exact).abs() <= 6e-7, "erf({x})");
+        }
+    }
+
+    /// As pictures of a batch are rows of a product. Sizes of last convolutions, of time embeddings, of attention to a
+    /// prompt's few tokens, and long sums.
+    #[test]
+    fn a_row_has_the_same_bits_whatever_the_number_of_rows() {
+        let mut rng = crate::rng::Rng::new(5, "rows test", 0);
+        for (n, k) in [(16, 128), (8, 128), (3, 144), (128, 16), (20, 32), (32, 20), (128, 512), (64, 576), (1, 40)] {
+            let mut draw = |count: usize| -> Vec<f32> { (0..count).map(|_| rng.normal() as f32).collect() };
+            let (a, b) = (draw(300 * k), draw(n * k));
+            for is_transposed in [false, true] {
+                let product = |m: usize| {
+                    let b = if is_transposed { Matrix::rows(&b, k).transposed() } else { Matrix::rows(&b, n) };
+                    let mut out = vec![0.5; m * n];
+                    let target = (Matrix::rows_mut(&mut out, n), Output::Add);
+                    // SAFETY: a has at least m·k values, b n·k, out m·n.
+                    unsafe { matmul((m, n, k), 0.3, Matrix::rows(&a, k), b, target) };
+                    out
+                };
+                let all = product(300);
+                for m in [1, 2, 3, 8, 15, 16, 17, 31, 33, 64, 65, 128, 200] {
+                    assert_eq!(product(m), all[..m * n], "{m} rows of {k} by {n}, {is_transposed}");
+                }
+            }
         }
     }
 }
