@@ -19,6 +19,9 @@ pub struct ScheduleConfig {
     pub beta_end: f64,
     /// How the variances lie between the two.
     pub beta_schedule: BetaSchedule,
+    /// Whether the variances are rescaled so that nothing of the picture is left in the last timestep (Lin et al. 2023,
+    /// algorithm 1): else a network in training reads coarse colours there that sampling's pure noise does not have.
+    pub rescale_betas_zero_snr: bool,
     /// What the network predicts.
     pub prediction_type: PredictionType,
     /// Which of the training timesteps are sampled at.
@@ -40,6 +43,7 @@ impl Default for ScheduleConfig {
             beta_start: 0.00085,
             beta_end: 0.012,
             beta_schedule: BetaSchedule::ScaledLinear,
+            rescale_betas_zero_snr: false,
             prediction_type: PredictionType::Epsilon,
             timestep_spacing: Spacing::Leading,
             steps_offset: 1,
@@ -90,6 +94,14 @@ fn cosine(i: usize, steps: usize) -> f64 {
     ((i as f64 / steps as f64 + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2)
 }
 
+/// √ᾱ shifted so that the last is 0 and stretched so that the first stays (Lin et al. 2023, algorithm 1).
+fn rescale_to_zero_snr(alphas_cumprod: &mut [f64]) {
+    let (first, last) = (alphas_cumprod[0].sqrt(), alphas_cumprod[alphas_cumprod.len() - 1].sqrt());
+    for alpha in alphas_cumprod {
+        *alpha = ((alpha.sqrt() - last) * first / (first - last)).powi(2);
+    }
+}
+
 /// ᾱ of every training timestep.
 #[derive(Clone, Debug)]
 pub struct NoiseSchedule {
@@ -105,7 +117,7 @@ impl NoiseSchedule {
         ensure!(steps > 1, "scheduler config: num_train_timesteps must be at least 2, not {steps}");
         let between = |low: f64, high: f64, i: usize| low + (high - low) * i as f64 / (steps - 1) as f64;
         let mut product = 1.0;
-        let alphas_cumprod = (0..steps)
+        let mut alphas_cumprod: Vec<f64> = (0..steps)
             .map(|i| {
                 let beta = match config.beta_schedule {
                     BetaSchedule::Linear => between(config.beta_start, config.beta_end, i),
@@ -116,6 +128,13 @@ impl NoiseSchedule {
                 product
             })
             .collect();
+        if config.rescale_betas_zero_snr {
+            ensure!(
+                config.prediction_type == PredictionType::VPrediction,
+                "scheduler config: rescale_betas_zero_snr needs prediction_type v_prediction: of pure noise the noise says nothing"
+            );
+            rescale_to_zero_snr(&mut alphas_cumprod);
+        }
         Ok(Self { config: config.clone(), alphas_cumprod })
     }
 
@@ -213,6 +232,24 @@ mod tests {
             let found = schedule.alpha_cumprod(t);
             assert!((found - expected).abs() < 2e-3 * expected.max(0.01) + 5e-6, "ᾱ_{t} = {found}, not {expected}");
         }
+    }
+
+    #[test]
+    fn alphas_rescaled_to_zero_agree_with_diffusers() {
+        // DDIMScheduler(.., prediction_type="v_prediction", rescale_betas_zero_snr=True).alphas_cumprod[[0, 500, 998, 999]]
+        let config = ScheduleConfig {
+            prediction_type: PredictionType::VPrediction,
+            rescale_betas_zero_snr: true,
+            ..Default::default()
+        };
+        let schedule = NoiseSchedule::new(&config).unwrap();
+        for (t, expected) in [(0, 0.9991500), (500, 0.2410185), (998, 1.96796e-7), (999, 0.0)] {
+            let found = schedule.alpha_cumprod(t);
+            assert!((found - expected).abs() < 1e-3 * expected + 1e-12, "ᾱ_{t} = {found}, not {expected}");
+        }
+        let message =
+            NoiseSchedule::new(&ScheduleConfig { prediction_type: PredictionType::Epsilon, ..config }).unwrap_err();
+        assert!(message.to_string().contains("v_prediction"), "{message}");
     }
 
     #[test]

@@ -31,13 +31,20 @@ impl SetConditions {
         let drops_references = drops_text && rng.chance(0.5);
         let mut order: Vec<usize> = (0..n_pictures).collect();
         rng.shuffle(&mut order);
-        let images = order[..n_images].iter().map(|&picture| ImageConditions {
-            picture,
-            // Not `||`: a number is drawn in any case, so that one setting does not shift the others' draws.
-            is_masked: drops_references | rng.chance(settings.mask_probability),
-            is_caption_dropped: drops_text | rng.chance(settings.image_text_dropout),
-        });
-        Self { timestep, images: images.collect() }
+        let mut images: Vec<ImageConditions> = order[..n_images]
+            .iter()
+            .map(|&picture| ImageConditions {
+                picture,
+                // Not `||`: a number is drawn in any case, so that one setting does not shift the others' draws.
+                is_masked: drops_references | rng.chance(settings.mask_probability),
+                is_caption_dropped: drops_text | rng.chance(settings.image_text_dropout),
+            })
+            .collect();
+        let are_alike = images.iter().all(|image| image.is_masked == images[0].is_masked);
+        if !drops_references && n_images > 1 && rng.chance(settings.mixed_sets) && are_alike {
+            images[rng.below(n_images)].is_masked ^= true;
+        }
+        Self { timestep, images }
     }
 }
 
@@ -116,5 +123,31 @@ mod tests {
             let hidden = draw(certain(1.0, 1.0));
             assert!(hidden.images.iter().all(|image| image.is_masked && image.is_caption_dropped));
         }
+    }
+
+    #[test]
+    fn mixed_sets_hold_given_and_hidden_images_and_keep_the_dropout() {
+        let settings = JointConfig {
+            mask_probability: 0.8,
+            mixed_sets: 1.0,
+            set_text_dropout: 0.2,
+            image_text_dropout: 0.0,
+            ..Default::default()
+        };
+        let mut hidden_sets = 0;
+        for step in 0..STEPS {
+            let set = SetConditions::draw(&mut Rng::new(8, "conditions", step), &settings, 1000, 4, 3);
+            let masked = set.images.iter().filter(|image| image.is_masked).count();
+            match masked {
+                3 => {
+                    assert!(set.images.iter().all(|image| image.is_caption_dropped), "only dropout hides all");
+                    hidden_sets += 1;
+                }
+                _ => assert!((1..3).contains(&masked), "{masked} of 3 hidden"),
+            }
+        }
+        assert_share(hidden_sets, STEPS as usize, 0.1);
+        let alone = SetConditions::draw(&mut Rng::new(8, "conditions", 0), &settings, 1000, 4, 1);
+        assert_eq!(alone.images.len(), 1, "a set of one cannot be mixed");
     }
 }

@@ -161,6 +161,9 @@ pub struct JointConfig {
     pub set_sizes: Vec<usize>,
     /// Probability that an image's reference is hidden (mask 1).
     pub mask_probability: f64,
+    /// Probability that in a set whose images are all given, or all hidden, one is turned over: only sets that hold both
+    /// teach to carry a subject over. The paper leaves it to chance (0).
+    pub mixed_sets: f64,
     /// Probability that a set loses all its captions; half of these also lose all references.
     pub set_text_dropout: f64,
     /// Probability that an image loses its caption.
@@ -175,6 +178,7 @@ impl Default for JointConfig {
         Self {
             set_sizes: vec![2, 3, 4],
             mask_probability: 0.5,
+            mixed_sets: 0.0,
             set_text_dropout: 0.1,
             image_text_dropout: 0.1,
             latent_cache_gb: 4.0,
@@ -253,6 +257,7 @@ impl TrainConfig {
         }
         for (name, value) in [
             ("joint.mask_probability", joint.mask_probability),
+            ("joint.mixed_sets", joint.mixed_sets),
             ("joint.set_text_dropout", joint.set_text_dropout),
             ("joint.image_text_dropout", joint.image_text_dropout),
         ] {

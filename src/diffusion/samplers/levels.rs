@@ -57,8 +57,9 @@ pub fn start_sigma(schedule: &NoiseSchedule, levels: &[(f64, f64)]) -> f64 {
     }
 }
 
-/// √((1−ᾱ)/ᾱ).
+/// √((1−ᾱ)/ᾱ), where nothing is left of the picture that of 2⁻²⁴, as in diffusers.
 pub fn sigma_of(alpha: f64) -> f64 {
+    let alpha = alpha.max(2.0_f64.powi(-24));
     ((1.0 - alpha) / alpha).sqrt()
 }
 
