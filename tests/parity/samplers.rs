@@ -32,28 +32,60 @@ fn every_step_of_every_sampler_is_diffusers() {
                 [("epsilon", PredictionType::Epsilon), ("v_prediction", PredictionType::VPrediction)]
             {
                 let config = ScheduleConfig { timestep_spacing, prediction_type, ..Default::default() };
-                let expected = case.tensor(&format!("{name}.{spacing}.{prediction}"));
-                let steps = expected.dim(0).unwrap() - 1;
-                let walk = sampler.walk(&NoiseSchedule::new(&config).unwrap(), steps).unwrap();
-                let mut seen = Vec::new();
-                let result = walk.run(
-                    case.tensor("noise"),
-                    &mut |step, _, x| {
-                        seen.push(x.clone());
-                        Ok(case.tensor("outputs").get(step)?)
-                    },
-                    &mut |step| Ok(case.tensor("ancestral").get(step)?),
-                );
-                seen.push(result.unwrap());
-                assert_eq!(seen.len(), steps + 1, "{name}");
-                for (step, found) in seen.iter().enumerate() {
-                    let name = format!("{name} {spacing} {prediction} {step}");
-                    comparison.tensor(&name, found, &expected.get(step).unwrap(), case.fact("tolerance"));
-                }
+                compare_trajectory(&mut comparison, &case, &format!("{name}.{spacing}.{prediction}"), sampler, &config);
             }
         }
     }
     comparison.finish();
+}
+
+/// Spacings that begin at the last timestep, which holds nothing of the picture.
+#[test]
+fn every_step_from_pure_noise_is_diffusers() {
+    let case = Golden::open("samplers");
+    let mut comparison = Comparison::default();
+    for (name, sampler) in SAMPLERS.into_iter().chain([("ddim", Sampler::Ddim)]) {
+        for (spacing, timestep_spacing) in SPACINGS {
+            if spacing == "leading" || (name == "ddim" && spacing != "trailing") {
+                continue;
+            }
+            let config = ScheduleConfig {
+                timestep_spacing,
+                prediction_type: PredictionType::VPrediction,
+                rescale_betas_zero_snr: true,
+                ..Default::default()
+            };
+            compare_trajectory(&mut comparison, &case, &format!("{name}.{spacing}.zero_snr"), sampler, &config);
+        }
+    }
+    comparison.finish();
+}
+
+fn compare_trajectory(
+    comparison: &mut Comparison,
+    case: &Golden,
+    golden: &str,
+    sampler: Sampler,
+    config: &ScheduleConfig,
+) {
+    let expected = case.tensor(golden);
+    let steps = expected.dim(0).unwrap() - 1;
+    let walk = sampler.walk(&NoiseSchedule::new(config).unwrap(), steps).unwrap();
+    let mut seen = Vec::new();
+    let tolerance = if config.rescale_betas_zero_snr { "tolerance_zero_snr" } else { "tolerance" };
+    let result = walk.run(
+        case.tensor("noise"),
+        &mut |step, _, x| {
+            seen.push(x.clone());
+            Ok(case.tensor("outputs").get(step)?)
+        },
+        &mut |step| Ok(case.tensor("ancestral").get(step)?),
+    );
+    seen.push(result.unwrap());
+    assert_eq!(seen.len(), steps + 1, "{golden}");
+    for (step, found) in seen.iter().enumerate() {
+        comparison.tensor(&format!("{golden} {step}"), found, &expected.get(step).unwrap(), case.fact(tolerance));
+    }
 }
 
 #[test]
