@@ -52,7 +52,7 @@ pub enum Command {
 /// One line a check: ok, warn, or FAIL with the way out. Exit code 1 if a check fails.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// Model folder (diffusers layout), single .safetensors file, OWNER/NAME[@REVISION] on the hub, or `toybox`: the small
+    /// Model folder (diffusers layout), single .safetensors file, OWNER/NAME(@REVISION) on the hub, or `toybox`: the small
     /// model inside this program
     #[arg(long, value_name = "M", default_value = "toybox")]
     pub model: String,
@@ -138,7 +138,7 @@ pub struct EvalArgs {
     /// What is measured
     #[arg(long, value_enum, default_value_t = Protocol::Toybox)]
     pub protocol: Protocol,
-    /// Model folder (diffusers layout), single .safetensors file, OWNER/NAME[@REVISION] on the hub, or `toybox`: the small
+    /// Model folder (diffusers layout), single .safetensors file, OWNER/NAME(@REVISION) on the hub, or `toybox`: the small
     /// model inside this program
     #[arg(long, value_name = "M", default_value = "toybox")]
     pub model: String,

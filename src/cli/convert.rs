@@ -8,7 +8,7 @@ use super::values;
 
 #[derive(Debug, Args)]
 pub struct ConvertArgs {
-    /// Model folder (diffusers layout), single .safetensors file, OWNER/NAME[@REVISION] on the hub, or `toybox`: the small
+    /// Model folder (diffusers layout), single .safetensors file, OWNER/NAME(@REVISION) on the hub, or `toybox`: the small
     /// model inside this program
     #[arg(long, value_name = "M")]
     pub model: String,

@@ -22,7 +22,7 @@ pub enum InspectCommand {
 
 #[derive(Debug, Args)]
 pub struct InspectEpsArgs {
-    /// Model folder (diffusers layout), single .safetensors file, OWNER/NAME[@REVISION] on the hub, or `toybox`
+    /// Model folder (diffusers layout), single .safetensors file, OWNER/NAME(@REVISION) on the hub, or `toybox`
     #[arg(long, value_name = "M")]
     pub model: String,
     /// Safetensors with `noisy [b·n,c,h,w]`, `mask [b·n,1,h,w]`, `reference [b·n,c,h,w]`, `timesteps [b]` (i64),
@@ -41,7 +41,7 @@ pub struct InspectEpsArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectTextArgs {
-    /// Model folder (diffusers layout), single .safetensors file, OWNER/NAME[@REVISION] on the hub, or `toybox`
+    /// Model folder (diffusers layout), single .safetensors file, OWNER/NAME(@REVISION) on the hub, or `toybox`
     #[arg(long, value_name = "M")]
     pub model: String,
     /// Folder of CLIP's tokenizer (vocab.json, merges.txt), which single files lack [default: `tokenizer/` beside the file]
@@ -58,7 +58,7 @@ pub struct InspectTextArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectVaeArgs {
-    /// Model folder (diffusers layout), single .safetensors file, OWNER/NAME[@REVISION] on the hub, or `toybox`
+    /// Model folder (diffusers layout), single .safetensors file, OWNER/NAME(@REVISION) on the hub, or `toybox`
     #[arg(long, value_name = "M")]
     pub model: String,
     /// The picture to encode
@@ -78,7 +78,7 @@ pub struct InspectCheckpointArgs {
 /// A new picture is painted as `jedi sample` would, and the coupled self-attention is heard at one step.
 #[derive(Debug, Args)]
 pub struct InspectAttentionArgs {
-    /// Model folder (diffusers layout), single .safetensors file, OWNER/NAME[@REVISION] on the hub, or `toybox`: the small
+    /// Model folder (diffusers layout), single .safetensors file, OWNER/NAME(@REVISION) on the hub, or `toybox`: the small
     /// model inside this program
     #[arg(long, value_name = "M", default_value = "toybox")]
     pub model: String,

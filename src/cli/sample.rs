@@ -40,7 +40,7 @@ pub struct SampleArgs {
     /// Repeat a picture that jedi made, by the settings in it or in the .json beside it; flags given here win
     #[arg(long, value_name = "PICTURE")]
     pub from: Option<PathBuf>,
-    /// Model folder (diffusers layout), single .safetensors file, OWNER/NAME[@REVISION] on the hub, or `toybox`: the small
+    /// Model folder (diffusers layout), single .safetensors file, OWNER/NAME(@REVISION) on the hub, or `toybox`: the small
     /// model inside this program [default: toybox]
     #[arg(long, value_name = "M")]
     pub model: Option<String>,
