@@ -41,7 +41,9 @@ impl SetConditions {
             })
             .collect();
         let are_alike = images.iter().all(|image| image.is_masked == images[0].is_masked);
-        if !drops_references && n_images > 1 && rng.chance(settings.mixed_sets) && are_alike {
+        // At 0 no number is drawn: recipes from before there was this setting keep their draws.
+        let mixes = settings.mixed_sets > 0.0 && !drops_references && n_images > 1 && rng.chance(settings.mixed_sets);
+        if mixes && are_alike {
             images[rng.below(n_images)].is_masked ^= true;
         }
         Self { timestep, images }
