@@ -21,6 +21,7 @@ use anyhow::{Context as _, Result};
 use candle_core::{Device, DeviceLocation};
 
 use super::models;
+use super::steering::Steering;
 use crate::cli::{self, SampleArgs};
 use crate::device::Runtime;
 use crate::interrupt::Interrupt;
@@ -86,7 +87,7 @@ pub fn run(args: SampleArgs) -> Result<()> {
 /// What is wrong with guidance and sampler needs no model to be seen.
 fn check_guidance(sets: &Sets, model_scale: f64) -> Result<()> {
     for wish in sets.wishes() {
-        let check = || settings::sampler(&wish.asked).and(settings::guidance(&wish.asked, model_scale));
+        let check = || Steering::new(&wish.asked.steering(), model_scale);
         match &wish.origin {
             Some(origin) => check().with_context(|| origin.clone())?,
             None => check()?,
