@@ -118,6 +118,9 @@ pub enum Fit {
 pub enum Dtype {
     #[default]
     F32,
-    /// Matrix products of bf16 factors, summed in f32: faster on CPUs with AMX, the same as f32 on others
+    /// On a GPU: weights and all between the layers in bf16, softmax, norms and sampling in f32. On the CPU: matrix products
+    /// of bf16 factors, summed in f32, faster where there is AMX and the same as f32 elsewhere
     Bf16,
+    /// On a GPU only: as bf16, more exact but of a smaller range
+    F16,
 }
