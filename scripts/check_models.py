@@ -22,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -29,13 +30,15 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from diffusers.utils import logging
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from golden import layouts, ldm, networks, vocabulary
 from golden.vae import old_spelling
@@ -45,6 +48,19 @@ PROMPT = "a photo of the dog in the garden, with sunglasses"
 LEVELS = dict(down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"], up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"])
 SMALL_SD1 = dict(block_out_channels=[32, 64], attention_head_dim=8, cross_attention_dim=64, layers_per_block=1, **LEVELS)
 SMALL_SD2 = SMALL_SD1 | dict(block_out_channels=[64, 128], attention_head_dim=[1, 2], use_linear_projection=True)
+SMALL_XL = dict(
+    block_out_channels=[64, 64, 128],
+    down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    attention_head_dim=[1, 1, 2],
+    transformer_layers_per_block=[1, 2, 3],
+    cross_attention_dim=64 + 128,
+    layers_per_block=1,
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=8,
+    projection_class_embeddings_input_dim=32 + 6 * 8,
+)
 SMALL_VAE = dict(
     block_out_channels=[32, 64],
     down_block_types=["DownEncoderBlock2D"] * 2,
@@ -52,8 +68,9 @@ SMALL_VAE = dict(
     layers_per_block=1,
 )
 SMALL_TEXT = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=1)
+SMALL_TEXT_2 = dict(hidden_size=128, intermediate_size=160, num_hidden_layers=3, num_attention_heads=2, projection_dim=32)
 
-# Name: U-Net, text encoder, channels, prediction.
+# Name: U-Net, text encoders, channels, prediction.
 SMALL = {
     "SD1": (SMALL_SD1, "clip", 4, "epsilon"),
     "SD1 inpainting": (SMALL_SD1, "clip", 9, "epsilon"),
@@ -61,23 +78,39 @@ SMALL = {
     "SD2": (SMALL_SD2, "open_clip", 4, "epsilon"),
     "SD2-v": (SMALL_SD2, "open_clip", 4, "v_prediction"),
     "SD2 inpainting": (SMALL_SD2, "open_clip", 9, "epsilon"),
+    "SDXL": (SMALL_XL, "xl", 4, "epsilon"),
+    "SDXL-v": (SMALL_XL, "xl", 4, "v_prediction"),
+    "SDXL inpainting": (SMALL_XL, "xl", 9, "epsilon"),
 }
 PIPELINES = {4: StableDiffusionPipeline, 9: StableDiffusionInpaintPipeline, 8: StableDiffusionInstructPix2PixPipeline}
+XL_PIPELINES = {4: StableDiffusionXLPipeline, 9: StableDiffusionXLInpaintPipeline}
+OUTPUTS = ("eps", "latents", "decoded", "context", "text_embeds")
 
 
 class Model:
     """Networks of random weights and what they give for given inputs."""
 
-    def __init__(self, name, unet, vae, text, kind, channels, prediction, latent):
+    def __init__(self, name, unet, vae, texts, kind, channels, prediction, latent):
         self.name, self.kind, self.channels, self.prediction = name, kind, channels, prediction
         self.latent = latent
+        self.pipeline = (XL_PIPELINES if kind == "xl" else PIPELINES)[channels]
         sample_size = 96 if prediction == "v_prediction" else 64
+        vae = vae | dict(norm_num_groups=32, sample_size=512)
+        if kind == "xl":
+            sample_size = 128
+            vae |= dict(sample_size=1024, scaling_factor=0.13025)
         unet = unet | dict(in_channels=channels, out_channels=4, sample_size=sample_size, norm_num_groups=32)
         act = "gelu" if kind == "open_clip" else "quick_gelu"
-        config = CLIPTextConfig(vocab_size=vocabulary.size(), hidden_act=act, attn_implementation="eager", **text)
+        settings = dict(vocab_size=vocabulary.size(), attn_implementation="eager")
         self.unet = networks.randomised(UNet2DConditionModel(**unet), 11)
-        self.vae = networks.randomised(AutoencoderKL(**vae | dict(norm_num_groups=32, sample_size=512)), 12)
-        self.text = networks.randomised(CLIPTextModel(config), 13)
+        self.vae = networks.randomised(AutoencoderKL(**vae), 12)
+        self.texts = {
+            "text_encoder": networks.randomised(CLIPTextModel(CLIPTextConfig(**settings, hidden_act=act, **texts[0])), 13)
+        }
+        if kind == "xl":
+            # 2 for the token that ends a text, as the public config has it.
+            config = CLIPTextConfig(**settings, hidden_act="gelu", eos_token_id=2, **texts[1])
+            self.texts["text_encoder_2"] = networks.randomised(CLIPTextModelWithProjection(config), 14)
         if kind == "open_clip":
             # The spread by which models that predict v are told from the others.
             bias = self.unet.up_blocks[-1].attentions[-1].transformer_blocks[0].norm1.bias
@@ -85,7 +118,14 @@ class Model:
                 bias.copy_(torch.linspace(-1, 1, len(bias)) * (0.3 if prediction == "v_prediction" else 0.03))
 
     def parts(self):
-        return {"unet": self.unet, "vae": self.vae, "text_encoder": self.text}
+        return {"unet": self.unet, "vae": self.vae, **self.texts}
+
+    def single_file(self):
+        """Under Stable Diffusion's own names, with the tensors by which XL's files say what they predict."""
+        file = {name: value.contiguous() for name, value in ldm.single_file(self.parts(), self.kind).items()}
+        if self.kind == "xl" and self.prediction == "v_prediction":
+            file["v_pred"] = torch.zeros(0)
+        return file
 
     def scheduler(self):
         return DDIMScheduler.from_config(networks.scheduler().config, prediction_type=self.prediction)
@@ -96,6 +136,11 @@ class Model:
         h = self.latent
         inputs = {"noisy": normal(1, 4, h, h), "timesteps": torch.tensor([601])}
         inputs["context"] = normal(1, 77, self.unet.config.cross_attention_dim)
+        if self.kind == "xl":
+            config = self.unet.config
+            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+            inputs["text_embeds"] = normal(1, pooled)
+            inputs["time_ids"] = torch.tensor([[1024.0, 768.0, 0.0, 16.0, 1024.0, 1024.0]])
         if self.channels > 4:
             inputs["reference"] = normal(1, 4, h, h)
         if self.channels == 9:
@@ -112,22 +157,28 @@ class Model:
 
 
 @torch.no_grad()
-def outputs(model, unet, vae, text, tokens, dtype=torch.float32):
-    """What PyTorch makes of the inputs; the weights may have been rounded before."""
-    inputs = model.inputs()
+def outputs(model, parts):
+    """What PyTorch makes of the inputs."""
+    inputs, unet, vae = model.inputs(), parts["unet"], parts["vae"]
     joined = [inputs["noisy"]] + [inputs[name] for name in ("mask", "reference") if name in inputs]
-    cast = lambda tensor: tensor.to(dtype)
+    added = {name: inputs[name] for name in ("text_embeds", "time_ids") if name in inputs}
     found = {}
-    eps = unet.to(dtype)(cast(torch.cat(joined, 1)), inputs["timesteps"], encoder_hidden_states=cast(inputs["context"]))
-    found["eps"] = eps.sample
+    told = dict(encoder_hidden_states=inputs["context"], added_cond_kwargs=added or None)
+    found["eps"] = unet(torch.cat(joined, 1), inputs["timesteps"], **told).sample
     pixels = torch.frombuffer(bytearray(model.picture().tobytes()), dtype=torch.uint8)
     side = model.latent * model.vae_scale()
-    pixels = cast(pixels.reshape(1, side, side, 3).permute(0, 3, 1, 2).float() / 127.5 - 1)
-    latents = vae.to(dtype).encode(pixels).latent_dist.mean
+    pixels = pixels.reshape(1, side, side, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
+    latents = vae.encode(pixels).latent_dist.mean
     found["latents"] = latents * vae.config.scaling_factor
     found["decoded"] = vae.decode(latents).sample
-    found["context"] = text.to(dtype)(tokens).last_hidden_state
-    return {name: value.float() for name, value in found.items()}
+    if model.kind != "xl":
+        found["context"] = parts["text_encoder"](model.tokens["tokens"]).last_hidden_state
+        return found
+    first = parts["text_encoder"](model.tokens["tokens"], output_hidden_states=True)
+    second = parts["text_encoder_2"](model.tokens["tokens_2"], output_hidden_states=True)
+    found["context"] = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
+    found["text_embeds"] = second.text_embeds
+    return found
 
 
 class Jedi:
@@ -167,7 +218,7 @@ def remove(path):
 class Report:
     def __init__(self):
         self.failed = False
-        print(f"{'family':<16} {'way':<8} {'layout':<30} " + " ".join(f"{n:>9}" for n in ("eps", "latents", "decoded", "context")))
+        print(f"{'family':<16} {'way':<8} {'layout':<30} " + " ".join(f"{name:>9}" for name in OUTPUTS))
 
     def line(self, model, way, layout, found, expected):
         errors = {}
@@ -183,12 +234,14 @@ def write_folder(model, folder, **settings):
     for name, part in model.parts().items():
         part.save_pretrained(folder / name, **settings)
     model.scheduler().save_pretrained(folder / "scheduler")
-    vocabulary.write(folder / "tokenizer")
-    if model.kind == "open_clip":
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", pad_token="!")
-        tokenizer.save_pretrained(folder / "tokenizer")
-    index = {"_class_name": PIPELINES[model.channels].__name__, "safety_checker": [None, None], "feature_extractor": [None, None]}
-    if model.channels == 8:
+    for name in ["tokenizer", "tokenizer_2"][: len(model.texts)]:
+        vocabulary.write(folder / name)
+        if model.kind == "open_clip" or name == "tokenizer_2":
+            CLIPTokenizer.from_pretrained(folder / name, pad_token="!").save_pretrained(folder / name)
+    absent = ["feature_extractor"] if model.kind == "xl" else ["feature_extractor", "safety_checker"]
+    index = {"_class_name": model.pipeline.__name__, "_diffusers_version": diffusers.__version__}
+    index |= {name: [None, None] for name in absent}
+    if model.channels == 8 or model.kind == "xl" and model.channels == 4:
         index["image_encoder"] = [None, None]
     for name, library, kind in (
         ("unet", "diffusers", "UNet2DConditionModel"),
@@ -196,70 +249,83 @@ def write_folder(model, folder, **settings):
         ("scheduler", "diffusers", "DDIMScheduler"),
         ("text_encoder", "transformers", "CLIPTextModel"),
         ("tokenizer", "transformers", "CLIPTokenizer"),
+        ("text_encoder_2", "transformers", "CLIPTextModelWithProjection"),
+        ("tokenizer_2", "transformers", "CLIPTokenizer"),
     ):
-        index[name] = [library, kind]
-    index["requires_safety_checker"] = False
+        if (folder / name).exists():
+            index[name] = [library, kind]
+    if model.kind != "xl":
+        index["requires_safety_checker"] = False
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     return folder
 
 
 def rounded(model, dtype):
-    return [copy.deepcopy(part).to(dtype) for part in model.parts().values()]
+    return {name: copy.deepcopy(part).to(dtype) for name, part in model.parts().items()}
+
+
+def in_float32(parts):
+    """As float32 networks of the rounded weights."""
+    return {name: part.float() for name, part in parts.items()}
 
 
 def loaded_folder(model, folder, dtype=None):
-    pipeline = PIPELINES[model.channels].from_pretrained(folder, torch_dtype=dtype, safety_checker=None)
+    settings = {} if model.kind == "xl" else dict(safety_checker=None)
+    pipeline = model.pipeline.from_pretrained(folder, torch_dtype=dtype, **settings)
     check_tokens(model, pipeline)
     assert pipeline.scheduler.config.prediction_type == model.prediction
-    return pipeline.unet, pipeline.vae, pipeline.text_encoder
+    return {name: getattr(pipeline, name) for name in model.parts()}
 
 
 def loaded_file(model, file, folder):
     """By diffusers' own reader of single files; heads and the like it takes from the folder that diffusers wrote."""
     settings = dict(config=str(folder), local_files_only=True)
-    unet = UNet2DConditionModel.from_single_file(str(file), subfolder="unet", **settings)
-    vae = AutoencoderKL.from_single_file(str(file), subfolder="vae", **settings)
+    parts = {"unet": UNet2DConditionModel.from_single_file(str(file), subfolder="unet", **settings)}
+    parts["vae"] = AutoencoderKL.from_single_file(str(file), subfolder="vae", **settings)
     with safe_open(file, "pt") as opened:
-        names = [name for name in opened.keys() if name.startswith("cond_stage_model.")]
+        names = [name for name in opened.keys() if name.startswith(("cond_stage_model.", "conditioner."))]
         words = {name: opened.get_tensor(name) for name in names}
-    text = CLIPTextModel(model.text.config)
-    if model.kind == "clip":
-        converted = ldm.single.convert_ldm_clip_checkpoint(words)
-    else:
-        last = f"cond_stage_model.model.transformer.resblocks.{text.config.num_hidden_layers}."
-        converted = ldm.single.convert_open_clip_checkpoint(text, {n: v for n, v in words.items() if not n.startswith(last)})
-    missing, extra = text.load_state_dict(converted, strict=False)
-    assert not extra and all("position_ids" in name for name in missing), (missing, extra)
-    return unet, vae, text.eval()
+    for part, network in model.texts.items():
+        text = type(network)(network.config)
+        missing, extra = text.load_state_dict(ldm.text_by_diffusers(words, part, model.kind, text), strict=False)
+        assert not extra and all("position_ids" in name for name in missing), (missing, extra)
+        parts[part] = text.eval()
+    return parts
+
+
+def tokens_of(tokenizer):
+    return tokenizer(PROMPT, padding="max_length", max_length=77, truncation=True).input_ids
 
 
 def check_tokens(model, pipeline):
-    settings = dict(padding="max_length", max_length=77, truncation=True)
-    assert pipeline.tokenizer.model_max_length == 77, pipeline.tokenizer.model_max_length
-    assert pipeline.tokenizer(PROMPT, **settings).input_ids == model.tokens[0].tolist()
+    for name, expected in model.tokens.items():
+        tokenizer = getattr(pipeline, name.replace("tokens", "tokenizer"))
+        assert tokenizer.model_max_length == 77, tokenizer.model_max_length
+        assert tokens_of(tokenizer) == expected[0].tolist()
 
 
 def check(model, jedi, report, room):
     plain = write_folder(model, room / "plain")
-    tokenizer = CLIPTokenizer.from_pretrained(plain / "tokenizer")
-    ids = tokenizer(PROMPT, padding="max_length", max_length=77, truncation=True).input_ids
-    model.tokens = torch.tensor([ids])
-    run = lambda parts: outputs(model, *parts, model.tokens)
-    expected = run(model.parts().values())
+    model.tokens = {
+        name: torch.tensor([tokens_of(CLIPTokenizer.from_pretrained(plain / name.replace("tokens", "tokenizer")))])
+        for name in ["tokens", "tokens_2"][: len(model.texts)]
+    }
+    run = lambda parts: outputs(model, parts)
+    expected = run(model.parts())
 
     def read(layout, path, against=expected, *flags):
         found = jedi.outputs(model, path, *flags)
-        assert torch.equal(found["tokens"], model.tokens), (layout, found["tokens"])
+        for name, tokens in model.tokens.items():
+            assert torch.equal(found[name], tokens), (layout, found[name])
         report.line(model, "read", layout, found, against)
 
     read("folder", plain)
     shard = f"{max(1, model.total_bytes // 5000)}KB"
     read("folder, shards", write_folder(model, room / "shards", max_shard_size=shard))
     remove(room / "shards")
-    # Halves are compared as float32 networks of the rounded weights.
-    in_half = run([part.float() for part in rounded(model, torch.float16)])
+    in_half = run(in_float32(rounded(model, torch.float16)))
     half = write_folder(model, room / "half")
-    for name, part in zip(model.parts(), rounded(model, torch.float16)):
+    for name, part in rounded(model, torch.float16).items():
         remove(half / name)
         part.save_pretrained(half / name, variant="fp16", max_shard_size=shard)
     read("folder, fp16 files, shards", half, in_half)
@@ -273,7 +339,7 @@ def check(model, jedi, report, room):
     remove(single)
     model.vae.save_pretrained(plain / "vae")
     file = room / "single.safetensors"
-    save_file({k: v.contiguous() for k, v in ldm.single_file(*model.parts().values(), model.kind).items()}, file)
+    save_file(model.single_file(), file)
     read("single file", file, expected, "--tokenizer", plain / "tokenizer")
 
     back = jedi.convert(file, room / "back", "--tokenizer", plain / "tokenizer")
@@ -288,7 +354,7 @@ def check(model, jedi, report, room):
     single = jedi.convert(plain, room / "single.safetensors", "--dtype", "f16")
     report.line(model, "written", "folder → file, f16", run(loaded_file(model, single, plain)), in_half)
     remove(single)
-    in_bf16 = run([part.float() for part in rounded(model, torch.bfloat16)])
+    in_bf16 = run(in_float32(rounded(model, torch.bfloat16)))
     back = jedi.convert(plain, room / "back", "--dtype", "bf16")
     report.line(model, "written", "folder → folder, bf16", run(loaded_folder(model, back, torch.float32)), in_bf16)
     remove(back)
@@ -298,8 +364,10 @@ def check(model, jedi, report, room):
         assert unet.config.in_channels == 9
         inputs = model.inputs()
         rest = torch.randn(1, 5, model.latent, model.latent)
+        added = {name: inputs[name] for name in ("text_embeds", "time_ids") if name in inputs}
+        told = dict(encoder_hidden_states=inputs["context"], added_cond_kwargs=added or None)
         with torch.no_grad():
-            eps = unet(torch.cat([inputs["noisy"], rest], 1), inputs["timesteps"], encoder_hidden_states=inputs["context"])
+            eps = unet(torch.cat([inputs["noisy"], rest], 1), inputs["timesteps"], **told)
         report.line(model, "written", "--joint", {"eps": eps.sample}, {"eps": expected["eps"]})
         remove(joint)
     remove(plain)
@@ -319,9 +387,10 @@ def main():
         room = Path(room)
         jedi = Jedi(arguments.jedi, room)
         if arguments.full:
-            models = [lambda: Model("SD1.4", layouts.SD1, layouts.VAE, layouts.CLIP_L, "clip", 4, "epsilon", 64)]
+            models = [lambda: Model("SD1.4", layouts.SD1, layouts.VAE, [layouts.CLIP_L], "clip", 4, "epsilon", 64)]
         else:
-            make = lambda name: lambda: Model(name, SMALL[name][0], SMALL_VAE, SMALL_TEXT, *SMALL[name][1:], 8)
+            texts = [SMALL_TEXT, SMALL_TEXT_2]
+            make = lambda name: lambda: Model(name, SMALL[name][0], SMALL_VAE, texts, *SMALL[name][1:], 8)
             models = [make(name) for name in SMALL if arguments.only in (None, name)]
         for make in models:
             model = make()

@@ -4,13 +4,15 @@
 mod convert;
 mod inspect;
 mod sample;
+mod steering;
 mod values;
 
 pub use convert::{ConvertArgs, Prediction, WeightDtype};
 pub use inspect::{
     InspectAttentionArgs, InspectCheckpointArgs, InspectCommand, InspectEpsArgs, InspectTextArgs, InspectVaeArgs,
 };
-pub use sample::{Dtype, Fit, Guidance, SampleArgs, Sampler};
+pub use sample::{Dtype, Fit, SampleArgs};
+pub use steering::{Guidance, Sampler, SteeringArgs};
 pub use values::{Device, Point, Reference, Shard};
 
 use std::path::PathBuf;
@@ -35,7 +37,7 @@ pub enum Command {
     /// Make sets of pictures that share a subject, to train on
     SynthData(SynthDataArgs),
     /// Measure how well a model keeps the subject and follows the prompt
-    Eval(EvalArgs),
+    Eval(Box<EvalArgs>),
     /// Write a model in another layout or number format, without training state
     Convert(ConvertArgs),
     /// Look inside a model or a file; lets other programs check the networks
@@ -148,12 +150,8 @@ pub struct EvalArgs {
     /// Held-out toys to measure on, 1 to 64
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
     pub toys: usize,
-    /// Denoising steps
-    #[arg(long, value_name = "N", default_value_t = 30, value_parser = steps())]
-    pub steps: usize,
-    /// Guidance scale, 1 = no guidance [default: the model's own, else 3]
-    #[arg(long, value_name = "λ", value_parser = values::scale)]
-    pub scale: Option<f64>,
+    #[command(flatten)]
+    pub steering: SteeringArgs,
     /// Seed of all random numbers
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,

@@ -13,7 +13,10 @@ fn every_verb_explains_its_flags() {
         (&["sample"], &["--ref", "--prompt", "--model", "--out", "--steps", "--guidance", "--seed", "--noise"]),
         (&["train"], &["--config", "--set", "--out", "--dry-run", "--device"]),
         (&["synth-data"], &["--source", "--sets", "--images", "--size", "--out", "--shard"]),
-        (&["eval"], &["--protocol", "--model", "--toys", "--only", "--json"]),
+        (
+            &["eval"],
+            &["--protocol", "--model", "--toys", "--only", "--sampler", "--guidance", "--image-scale", "--json"],
+        ),
         (&["inspect", "eps"], &["--model", "--inputs", "--outputs", "--grads"]),
         (&["inspect", "text"], &["--model", "--tokenizer", "--prompt", "--outputs"]),
         (&["inspect", "vae"], &["--model", "--image", "--outputs"]),
@@ -32,13 +35,15 @@ fn every_verb_explains_its_flags() {
 
 #[test]
 fn wrong_usage_exits_2_and_leaves_stdout_empty() {
-    let wrong: [&[&str]; 6] = [
+    let wrong: [&[&str]; 8] = [
         &[],
         &["paint"],
         &["sample", "--prompt", "a robot", "--no-such-flag"],
         &["sample", "--ref", "robot.png"],
         &["sample", "--prompt", "a robot", "--steps", "0"],
         &["synth-data", "--sets", "1", "--out", "sets", "--shard", "2/2"],
+        &["eval", "--text-scale", "2"],
+        &["eval", "--karras"],
     ];
     for args in wrong {
         let outcome = jedi(args);

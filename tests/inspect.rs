@@ -206,6 +206,25 @@ fn text_gives_tokens_and_context() {
     assert!(encode(&"a robot ".repeat(20)).2.contains("too long"));
 }
 
+/// Two tokenizers that fill up texts in their own ways, contexts side by side, and the pooled text.
+#[test]
+fn text_of_xl_is_told_by_both_encoders() {
+    let room = Room::new(Family::Joint);
+    let out = room.path("out.safetensors").display().to_string();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-xl").display().to_string();
+    let outputs = room.outputs(&jedi(["inspect", "text", "--model", &model, "--prompt", "a dog", "--outputs", &out]));
+    let shapes: Vec<_> = outputs.iter().map(|(name, tensor)| (name.as_str(), tensor.dims())).collect();
+    let expected: [(&str, &[usize]); 4] =
+        [("context", &[1, 77, 40]), ("text_embeds", &[1, 12]), ("tokens", &[1, 77]), ("tokens_2", &[1, 77])];
+    assert_eq!(shapes, expected);
+    let tokens = |name: &str| values(&outputs[name].to_dtype(DType::F32).expect("numbers"));
+    let (first, second) = (tokens("tokens"), tokens("tokens_2"));
+    let end = first.iter().position(|token| *token == first[76]).expect("it is filled up with the end token");
+    assert!((3..10).contains(&end) && first[..=end] == second[..=end], "{first:?}, {second:?}");
+    assert!(second[end + 1..].iter().all(|token| *token == 0.0), "{second:?}");
+    assert!(values(&outputs["text_embeds"]).iter().all(|value| value.is_finite() && *value != 0.0));
+}
+
 #[test]
 fn vae_gives_latents_and_the_decoded_picture() {
     let room = Room::new(Family::Joint);

@@ -53,6 +53,7 @@ fn the_embedded_model_paints_the_scene_and_sees_the_toy_by_coupled_attention() {
     );
     assert_eq!(run.code, Some(0), "{}", run.stderr);
     let report: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(report["sampling"], serde_json::json!({"steps": 10}));
     let right = |row: usize, what: &str| report["rows"][row][what]["hits"].as_u64().expect("a count");
     let (scene, coupled, uncoupled) = (right(0, "scene"), right(0, "toy_of_kind"), right(1, "toy_of_kind"));
     assert!(scene >= 13 && coupled > uncoupled + 2, "of 16: scene {scene}, toy {coupled}, uncoupled {uncoupled}");

@@ -103,8 +103,9 @@ class Models:
 
 
 @torch.no_grad()
-def sample(models, case, scales, guidance="joint", sampler="ddim", negative="", **restraint):
-    """The replacement trick (JeDi, section 3.3): references, then targets."""
+def sample(models, case, scales, guidance="joint", sampler="ddim", negative="", blank=None, **restraint):
+    """The replacement trick (JeDi, section 3.3): references, then targets. `blank` stands in place of the reference of a
+    picture that is not given: zeros if there is none."""
     scheduler = samplers.scheduler(sampler)
     scheduler.set_timesteps(STEPS)
     x = case["target"] * scheduler.init_noise_sigma
@@ -112,7 +113,8 @@ def sample(models, case, scales, guidance="joint", sampler="ddim", negative="", 
     references, targets, size = len(known), len(x), x.shape[2:]
     images = references + targets
     mask = torch.tensor([0.0] * references + [1.0] * targets).double().reshape(images, 1, 1, 1).expand(images, 1, *size)
-    reference = torch.cat([known, torch.zeros_like(x)])
+    blank = torch.zeros_like(x[:1]) if blank is None else blank
+    reference = torch.cat([known, blank.expand(targets, *blank.shape[1:])])
     context = models.context(case["texts"])
     null_context = models.context([""] * references + [negative] * targets)
     samplers.add_given_noise(case["ancestral"])
@@ -130,7 +132,7 @@ def sample(models, case, scales, guidance="joint", sampler="ddim", negative="", 
             branch = {
                 "noisy": noisy,
                 "mask": mask if image else torch.ones_like(mask),
-                "reference": reference if image else torch.zeros_like(reference),
+                "reference": reference if image else blank.expand(images, *blank.shape[1:]),
                 "timesteps": t[None],
                 "context": context if text else null_context,
             }

@@ -1,10 +1,11 @@
-"""Stable Diffusion XL, InstructPix2Pix and a network that predicts v: their networks, and whole runs of their pipelines."""
+"""Stable Diffusion XL, InstructPix2Pix, a network that predicts v and one for inpainting: their networks, and whole runs of
+their pipelines."""
 
 import json
 import shutil
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, StableDiffusionXLPipeline
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from . import diffusion, networks, samplers, vocabulary
@@ -75,17 +76,23 @@ def text_encoder_2(seed=23, eos_token_id=2):
     return randomised(CLIPTextModelWithProjection(config), seed)
 
 
+def xl_networks():
+    return dict(
+        unet=xl_unet(),
+        vae=networks.vae(seed=22, block_out_channels=[4, 8], norm_num_groups=2, scaling_factor=0.13025),
+        text_encoder=networks.text_encoder(seed=24),
+        text_encoder_2=text_encoder_2(),
+    )
+
+
 def write_pipeline(folder):
     """What `save_pretrained` of a Stable Diffusion XL pipeline writes."""
     shutil.rmtree(folder, ignore_errors=True)
     plain = folder.parent / "tiny-pipeline" / "tokenizer"
     parts = dict(
-        vae=networks.vae(seed=22, block_out_channels=[4, 8], norm_num_groups=2, scaling_factor=0.13025),
-        text_encoder=networks.text_encoder(seed=24),
-        text_encoder_2=text_encoder_2(),
+        **xl_networks(),
         tokenizer=CLIPTokenizer.from_pretrained(plain),
         tokenizer_2=CLIPTokenizer.from_pretrained(plain, pad_token="!"),
-        unet=xl_unet(),
     )
     pipeline = StableDiffusionXLPipeline(**parts, scheduler=DDIMScheduler.from_config(SCHEDULER))
     pipeline.save_pretrained(folder)
@@ -257,8 +264,47 @@ def write_velocity(folder):
     save(folder / "sampling-v.safetensors", stored, 640, **facts)
 
 
+@torch.no_grad()
+def write_inpainting(folder):
+    """tiny-pipeline/ as a network for inpainting: all masked by diffusers' own pipeline, and beside a reference."""
+    random = generator(650)
+    models = diffusion.Models(folder)
+    case = {
+        "target": normal(random, 2, 4, 8, 8),
+        "reference": normal(random, STEPS, 1, 4, 8, 8),
+        "pictures": torch.randint(0, 256, (1, 3, 16, 16), generator=random).double(),
+        "texts": ["a photo of the red toy", "the same toy on the beach, at night", "two dogs in the snow"],
+        "ancestral": normal(random, STEPS, 2, 4, 8, 8),
+    }
+    # A picture of which all is masked out is 0 in [-1, 1]. Encoded beforehand: the pipeline would draw from the latents'
+    # distribution, jedi takes its middle.
+    blank = models.latents(torch.full((1, 3, 16, 16), 127.5).double())
+    pipeline = StableDiffusionInpaintPipeline(
+        vae=models.vae,
+        text_encoder=models.text,
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tiny-pipeline" / "tokenizer"),
+        unet=models.unet,
+        scheduler=networks.scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    masked = dict(image=torch.zeros(2, 3, 16, 16).double(), mask_image=torch.ones(2, 1, 16, 16).double())
+    settings = dict(height=16, width=16, num_inference_steps=STEPS, guidance_scale=SCALE, output_type="latent")
+    run = in_double(
+        pipeline, case["texts"][1:], latents=case["target"].clone(), masked_image_latents=blank, **masked, **settings
+    )
+    stored = {name: case[name] for name in ("target", "reference", "pictures")}
+    stored["plain"] = run.images
+    stored["training-free"] = in_double(diffusion.sample, models, case, dict(scale=SCALE), blank=blank)
+    facts = dict(texts=case["texts"], steps=STEPS, scale=SCALE, tolerance=RUN_TOLERANCE)
+    save(folder / "sampling-inpainting.safetensors", stored, 650, **facts)
+
+
 def write(folder):
     write_unets(folder)
     write_texts(folder)
     write_velocity(folder)
+    write_inpainting(folder)
     write_runs(folder, write_pipeline(folder / "tiny-xl"))

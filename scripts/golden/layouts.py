@@ -1,16 +1,17 @@
-"""The layouts that models come in: LDM's names at the full size of Stable Diffusion 1 and 2, the tiny pipeline as a single
-file, and small networks as diffusers writes them: in shards, in half precision, with the VAE's old spelling."""
+"""The layouts that models come in: LDM's names at the full size of Stable Diffusion 1, 2 and XL, the tiny pipelines as single
+files, and small networks as diffusers writes them: in shards, in half precision, with the VAE's old spelling."""
 
 import hashlib
 import json
+import re
 import shutil
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from . import ldm, networks
+from . import families, ldm, networks
 from .files import generator, normal, save
 from .vae import old_spelling
 
@@ -28,6 +29,22 @@ SD1 = dict(
     sample_size=64,
 )
 SD2 = SD1 | dict(attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024, use_linear_projection=True)
+XL = dict(
+    in_channels=4,
+    out_channels=4,
+    block_out_channels=[320, 640, 1280],
+    down_block_types=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2,
+    up_block_types=["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"],
+    layers_per_block=2,
+    attention_head_dim=[5, 10, 20],
+    transformer_layers_per_block=[1, 2, 10],
+    cross_attention_dim=2048,
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+    sample_size=128,
+)
 VAE = dict(
     block_out_channels=[128, 256, 512, 512],
     down_block_types=["DownEncoderBlock2D"] * 4,
@@ -40,43 +57,71 @@ CLIP_L = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num
 VIT_H = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16, hidden_act="gelu")
 
 
-def full_size(unet, text):
+BIG_G = dict(
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_hidden_layers=32,
+    num_attention_heads=20,
+    hidden_act="gelu",
+    projection_dim=1280,
+)
+
+
+def full_size(unet, text, text_2=None):
     """Networks without weights."""
     with torch.device("meta"):
-        text = CLIPTextModel(CLIPTextConfig(vocab_size=49408, **text))
-        return UNet2DConditionModel(**unet), AutoencoderKL(**VAE), text
+        parts = dict(unet=UNet2DConditionModel(**unet), vae=AutoencoderKL(**VAE))
+        parts["text_encoder"] = CLIPTextModel(CLIPTextConfig(vocab_size=49408, **text))
+        if text_2:
+            parts["text_encoder_2"] = CLIPTextModelWithProjection(CLIPTextConfig(vocab_size=49408, **text_2))
+    return parts
 
 
-def write_names(path, unet, text, text_kind, known=()):
+def folded(lines):
+    """Layers that differ by their number alone in one line: `layers.*12.` are the layers 0 to 11."""
+    groups = {}
+    for line in lines:
+        number = re.search(r"\.(?:transformer_blocks|layers|resblocks)\.(\d+)\.", line)
+        pattern = re.sub(r"\.(transformer_blocks|layers|resblocks)\.\d+\.", r".\1.*.", line)
+        groups.setdefault(pattern, []).append(int(number.group(1)) if number else None)
+    for pattern, numbers in groups.items():
+        if numbers == [None]:
+            yield pattern
+            continue
+        assert sorted(numbers) == list(range(len(numbers))), pattern
+        yield pattern.replace(".*.", f".*{len(numbers)}.")
+
+
+def write_names(path, kind, parts, known=()):
     """A line a tensor: its name in diffusers, in LDM, and its shape in LDM. Returns the lines; those in `known` are not
     written again.
 
     Which is which is what diffusers' own conversion says: it is given tensors that hold their own number."""
-    parts = full_size(unet, text)
-    shapes = {name: value.shape for name, value in ldm.single_file(*parts, text_kind).items()}
+    shapes = {name: value.shape for name, value in ldm.single_file(parts, kind).items()}
     order = list(shapes)
     numbered = {name: torch.tensor(float(number)).expand(shapes[name]) for number, name in enumerate(order)}
     lines = []
-    for part, network, converted in zip(("unet", "vae", "text_encoder"), parts, ldm.converted_by_diffusers(numbered, *parts)):
-        expected = {name: tuple(value.shape) for name, value in network.state_dict().items() if "position_ids" not in name}
+    for part, converted in ldm.converted_by_diffusers(numbered, parts, kind).items():
+        own = parts[part].state_dict()
+        expected = {name: tuple(value.shape) for name, value in own.items() if "position_ids" not in name}
         assert {name: tuple(value.shape) for name, value in converted.items()} == expected
         for name in sorted(converted):
             origin = order[int(converted[name].flatten()[0])]
             lines.append(f"{part}/{name} {origin} {'x'.join(map(str, shapes[origin]))}")
+    n_tensors, lines = len(lines), list(folded(lines))
     text = "".join(line + "\n" for line in lines if line not in known)
     path.write_text(text)
-    print(f"{path.name}: {len(lines)} tensors, {len(text) / 1000:.0f} kB")
+    print(f"{path.name}: {n_tensors} tensors, {len(text) / 1000:.0f} kB")
     return set(lines)
 
 
-def write_digests(path):
-    """Each tensor of the tiny pipeline as a single file, with both kinds of text encoder: shape and hash of its values."""
-    parts = networks.unet(), networks.vae(), networks.text_encoder()
+def write_digests(path, kinds, parts):
+    """Each tensor of a tiny pipeline as a single file, with these kinds of text encoder: shape and hash of its values."""
     digests = {}
-    for kind in ("clip", "open_clip"):
-        file = ldm.single_file(*parts, kind)
-        for network, converted in zip(parts, ldm.converted_by_diffusers(file, *parts)):
-            own = {name: value for name, value in network.state_dict().items() if "position_ids" not in name}
+    for kind in kinds:
+        file = ldm.single_file(parts, kind)
+        for part, converted in ldm.converted_by_diffusers(file, parts, kind).items():
+            own = {name: value for name, value in parts[part].state_dict().items() if "position_ids" not in name}
             assert own.keys() == converted.keys()
             assert all(torch.equal(own[name], converted[name]) for name in own)
         for name, value in file.items():
@@ -153,9 +198,13 @@ def write_cases(path):
 
 def write(folder):
     with torch.no_grad():
-        sd1 = write_names(folder / "ldm-names-sd1.txt", SD1, CLIP_L, "clip")
-        # Only what differs from Stable Diffusion 1.
-        write_names(folder / "ldm-names-sd2.txt", SD2, VIT_H, "open_clip", known=sd1)
-        write_digests(folder / "ldm-tiny-pipeline.json")
+        sd1 = write_names(folder / "ldm-names-sd1.txt", "clip", full_size(SD1, CLIP_L))
+        # Only what differs from Stable Diffusion 1; of XL the VAE alone is the same.
+        write_names(folder / "ldm-names-sd2.txt", "open_clip", full_size(SD2, VIT_H), known=sd1)
+        vae = {line for line in sd1 if line.startswith("vae/")}
+        write_names(folder / "ldm-names-xl.txt", "xl", full_size(XL, CLIP_L, BIG_G), known=vae)
+        tiny = dict(unet=networks.unet(), vae=networks.vae(), text_encoder=networks.text_encoder())
+        write_digests(folder / "ldm-tiny-pipeline.json", ["clip", "open_clip"], tiny)
+        write_digests(folder / "ldm-tiny-xl.json", ["xl"], families.xl_networks())
         write_layouts(folder / "layouts")
         write_cases(folder / "layouts" / "cases.safetensors")

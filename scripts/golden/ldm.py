@@ -16,11 +16,24 @@ ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_ou
 OPEN_CLIP = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj"}
 OPEN_CLIP.update({"mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"})
 
+# The text encoders of a file: whose names they have, and what stands in front.
+TEXTS = {
+    "clip": {"text_encoder": ("clip", "cond_stage_model.transformer.")},
+    "open_clip": {"text_encoder": ("open_clip", "cond_stage_model.model.")},
+    "xl": {
+        "text_encoder": ("clip", "conditioner.embedders.0.transformer."),
+        "text_encoder_2": ("open_clip", "conditioner.embedders.1.model."),
+    },
+}
+
 
 def unet_modules(network):
     """(LDM's module, diffusers' module) in the order in which openaimodel.py appends its blocks."""
     yield "time_embed.0", "time_embedding.linear_1"
     yield "time_embed.2", "time_embedding.linear_2"
+    if hasattr(network, "add_embedding"):
+        yield "label_emb.0.0", "add_embedding.linear_1"
+        yield "label_emb.0.2", "add_embedding.linear_2"
     yield "input_blocks.0.0", "conv_in"
     number = 1
     for i, block in enumerate(network.down_blocks):
@@ -116,6 +129,10 @@ def open_clip_to_ldm(network, state):
                 put(f"{own}{ldm}.{kind}", state[f"{theirs}{layer}.{kind}"], [])
             fused = [state[f"{theirs}self_attn.{part}_proj.{kind}"] for part in "qkv"]
             put(f"{own}attn.in_proj_{kind}", torch.cat(fused), [])
+    if "text_projection.weight" in state:
+        # OpenCLIP multiplies by the matrix from the right, transformers keeps a linear layer.
+        put("text_projection", state["text_projection.weight"].T, [])
+        return found, origin
     # What Stable Diffusion 2 does not use: the last layer, as zeros.
     last = network.config.num_hidden_layers
     for name in [name for name in found if name.startswith("transformer.resblocks.0.")]:
@@ -123,24 +140,33 @@ def open_clip_to_ldm(network, state):
     return found, origin
 
 
-def single_file(unet, vae, text, text_kind, states=None):
-    """A whole model under LDM's names: `model.diffusion_model.…` and so on. `text_kind`: clip or open_clip."""
-    states = states or [network.state_dict() for network in (unet, vae, text)]
-    file = {"model.diffusion_model." + name: value for name, value in unet_to_ldm(unet, states[0])[0].items()}
-    file |= {"first_stage_model." + name: value for name, value in vae_to_ldm(vae, states[1])[0].items()}
-    if text_kind == "clip":
-        return file | {"cond_stage_model.transformer." + name: value for name, value in states[2].items()}
-    return file | {"cond_stage_model.model." + name: value for name, value in open_clip_to_ldm(text, states[2])[0].items()}
+def single_file(parts, kind):
+    """A whole model under LDM's names: `model.diffusion_model.…` and so on. `kind`: clip, open_clip or xl."""
+    states = {name: network.state_dict() for name, network in parts.items()}
+    file = {"model.diffusion_model." + name: value for name, value in unet_to_ldm(parts["unet"], states["unet"])[0].items()}
+    file |= {"first_stage_model." + name: value for name, value in vae_to_ldm(parts["vae"], states["vae"])[0].items()}
+    for part, (names, prefix) in TEXTS[kind].items():
+        state = states[part]
+        own = open_clip_to_ldm(parts[part], state)[0] if names == "open_clip" else state
+        file |= {prefix + name: value for name, value in own.items()}
+    return file
 
 
-def converted_by_diffusers(file, unet, vae, text):
+def text_by_diffusers(file, part, kind, network):
+    """The state dict that diffusers makes of a text encoder in such a file."""
+    names, prefix = TEXTS[kind][part]
+    own = {name: value for name, value in file.items() if name.startswith(prefix)}
+    if names == "clip":
+        return single.convert_ldm_clip_checkpoint(own)
+    # Of Stable Diffusion 2's diffusers leaves out layer 23 by name, so that a smaller network's last must go first.
+    last = f"{prefix}transformer.resblocks.{network.config.num_hidden_layers}."
+    return single.convert_open_clip_checkpoint(network, {n: v for n, v in own.items() if not n.startswith(last)}, prefix)
+
+
+def converted_by_diffusers(file, parts, kind):
     """The state dicts that diffusers makes of such a file."""
-    if single.is_open_clip_model(file):
-        # diffusers leaves out layer 23 by name, so that a smaller network's last must go first.
-        last = f"cond_stage_model.model.transformer.resblocks.{text.config.num_hidden_layers}."
-        kept = {name: value for name, value in file.items() if not name.startswith(last)}
-        words = single.convert_open_clip_checkpoint(text, kept)
-    else:
-        words = single.convert_ldm_clip_checkpoint(file)
-    pictures = single.convert_ldm_vae_checkpoint(dict(file), vae.config)
-    return single.convert_ldm_unet_checkpoint(dict(file), unet.config), pictures, words
+    converted = {
+        "unet": single.convert_ldm_unet_checkpoint(dict(file), parts["unet"].config),
+        "vae": single.convert_ldm_vae_checkpoint(dict(file), parts["vae"].config),
+    }
+    return converted | {part: text_by_diffusers(file, part, kind, parts[part]) for part in TEXTS[kind]}

@@ -110,5 +110,8 @@ def write_pipeline(folder):
         "vae": ["diffusers", "AutoencoderKL"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    # Of the 9 channels JeDi's and inpainting's meaning is told by this file alone.
+    info = {"format_version": 1, "trained_steps": 0, "image_size": 16, "channel_order": ["noisy", "mask", "reference"]}
+    (folder / "jedi.json").write_text(json.dumps(info, indent=2) + "\n")
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"{folder}: {size / 1000:.0f} kB")

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, ValueEnum, builder::RangedU64ValueParser};
 use serde::{Deserialize, Serialize};
 
-use super::{Device, Reference, pixels, steps, values};
+use super::{Device, Reference, SteeringArgs, pixels, values};
 
 #[derive(Debug, Args)]
 pub struct SampleArgs {
@@ -56,35 +56,8 @@ pub struct SampleArgs {
     /// Make all pictures as one set with the references, instead of one set per picture
     #[arg(long)]
     pub joint: bool,
-    /// Denoising steps [default: 30]
-    #[arg(long, value_name = "N", value_parser = steps())]
-    pub steps: Option<usize>,
-    /// Sampling method [default: ddim]
-    #[arg(long, value_enum)]
-    pub sampler: Option<Sampler>,
-    /// Spread the noise levels as Karras et al. do; with --sampler dpm++, euler or unipc
-    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub karras: Option<bool>,
-    /// What the guidance pushes towards [default: joint]
-    #[arg(long, value_enum)]
-    pub guidance: Option<Guidance>,
-    /// Guidance scale, 1 = no guidance [default: the model's own, else 3]
-    #[arg(long, value_name = "λ", value_parser = values::scale)]
-    pub scale: Option<f64>,
-    /// Scale of the direction that adds the text; only with --guidance text-first or image-first [default: --scale]
-    #[arg(long, value_name = "λ", value_parser = values::scale)]
-    pub text_scale: Option<f64>,
-    /// Scale of the direction that adds the references; only with --guidance text-first or image-first
-    /// [default: --scale]
-    #[arg(long, value_name = "λ", value_parser = values::scale)]
-    pub image_scale: Option<f64>,
-    /// Scale the two directions to the smaller of their norms first; only with --guidance text-first or image-first
-    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub normalise_guidance: Option<bool>,
-    /// How far the spread of the guided prediction goes back to the unguided one's, 0 to 1; about 0.7 cures over-exposed
-    /// pictures at high scales [default: 0]
-    #[arg(long, value_name = "φ", value_parser = values::share)]
-    pub guidance_rescale: Option<f64>,
+    #[command(flatten)]
+    pub steering: SteeringArgs,
     /// Seed of all random numbers: the same seed gives the same pictures [default: 0]
     #[arg(long, value_name = "S")]
     pub seed: Option<u64>,
@@ -132,42 +105,6 @@ pub struct SampleArgs {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Sampler {
-    /// Deterministic DDIM
-    #[default]
-    Ddim,
-    /// DPM-Solver++ 2M: good pictures in 15 to 25 steps
-    #[value(name = "dpm++")]
-    #[serde(rename = "dpm++")]
-    DpmSolver,
-    /// Euler steps
-    Euler,
-    /// Euler steps with fresh noise: the picture keeps changing with the number of steps
-    #[value(name = "euler-a")]
-    #[serde(rename = "euler-a")]
-    EulerAncestral,
-    /// UniPC: good pictures in 8 to 20 steps
-    #[value(name = "unipc")]
-    #[serde(rename = "unipc")]
-    UniPc,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Guidance {
-    /// Text and references together
-    #[default]
-    Joint,
-    /// First the text, then the references on top of it
-    TextFirst,
-    /// First the references, then the text on top of them
-    ImageFirst,
-    /// The text alone; the references condition but are not pushed
-    TextOnly,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub enum Fit {
     /// Keep the centre square
     #[default]
@@ -181,6 +118,9 @@ pub enum Fit {
 pub enum Dtype {
     #[default]
     F32,
-    /// Matrix products of bf16 factors, summed in f32: faster on CPUs with AMX, the same as f32 on others
+    /// On a GPU: weights and all between the layers in bf16, softmax, norms and sampling in f32. On the CPU: matrix products
+    /// of bf16 factors, summed in f32, faster where there is AMX and the same as f32 elsewhere
     Bf16,
+    /// On a GPU only: as bf16, more exact but of a smaller range
+    F16,
 }

@@ -3,31 +3,31 @@
 use anyhow::{Context as _, Result, bail};
 use image::RgbImage;
 
+use super::steering::Steering;
 use super::{models, toybox_trials};
 use crate::cli::{EvalArgs, EvalRow, Protocol};
 use crate::data::{sheet, write_png};
 use crate::device::Runtime;
-use crate::diffusion::Guidance;
 use crate::eval::{Judge, JudgeSettings, Label, Report, judge_pictures, oracle, run as run_trials, trials};
 use crate::interrupt::Interrupt;
 use crate::report;
-use crate::sample::{Pipeline, SampleSettings};
+use crate::sample::Pipeline;
 
 /// Variations of the pictures that the judge is fitted to come first, those of the oracle from here on, and the references
 /// take theirs from the trials' seeds, which lie far away.
 const ORACLE_VARIATION: u64 = 100;
 
-pub fn run(args: EvalArgs) -> Result<()> {
+pub fn run(args: &EvalArgs) -> Result<()> {
     let Protocol::Toybox = args.protocol;
     let files = models::open(&args.model, args.tokenizer.as_deref())?;
+    let steering = Steering::new(&args.steering, models::guidance_scale(None, &files)?)?;
     let runtime = Runtime::open(args.device.name())?;
     let interrupt = Interrupt::install()?;
     if let Some(out) = &args.out {
         std::fs::create_dir_all(out).with_context(|| format!("--out {}: cannot be made", out.display()))?;
     }
     let coupled = Pipeline::load(&files, &runtime, true)?;
-    let guidance = Guidance::Joint { scale: models::guidance_scale(args.scale, &files)? };
-    let settings = SampleSettings::new(guidance, args.steps, coupled.native_size());
+    let settings = steering.at(coupled.native_size());
 
     report::note("fitting the judge to real pictures of the 64 toys");
     let judge_settings = JudgeSettings { seed: args.seed, ..JudgeSettings::default() };
@@ -81,7 +81,10 @@ pub fn run(args: EvalArgs) -> Result<()> {
     }
 
     let result = Report::new(&world, judge_settings, oracle_rows, rows);
-    let json = serde_json::to_string_pretty(&result)?;
+    let mut json = serde_json::to_value(&result)?;
+    // What the flags said; the rest is as `jedi sample` has it.
+    json["sampling"] = serde_json::to_value(&args.steering)?;
+    let json = serde_json::to_string_pretty(&json)?;
     if let Some(out) = &args.out {
         let groups: Vec<Vec<&RgbImage>> =
             (0..trials.len()).map(|trial| columns.iter().map(|column| &column[trial]).collect()).collect();

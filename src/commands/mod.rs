@@ -13,6 +13,7 @@ pub mod models;
 mod pickle;
 mod preview;
 mod sample;
+mod steering;
 mod synth_data;
 mod toybox_trials;
 mod train;
@@ -47,7 +48,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Sample(args) => sample::run(*args),
         Command::Train(args) => train::run(args),
         Command::SynthData(args) => synth_data::run(args),
-        Command::Eval(args) => eval::run(args),
+        Command::Eval(args) => eval::run(&args),
         Command::Convert(args) => convert::run(args),
         Command::Inspect(command) => inspect::run(command),
         Command::Doctor(args) => doctor::run(&args),

@@ -8,6 +8,7 @@ use anyhow::{Result, anyhow};
 use super::{downloads, pickle};
 use crate::invalid::{invalid, is_invalid};
 pub use crate::model::Part;
+use crate::model::family::has_two_text_encoders;
 use crate::model::hub::commit_of_snapshot;
 use crate::model::{Files, HubName, SingleFile, toybox};
 use crate::report;
@@ -20,28 +21,32 @@ pub fn open(name: &str, tokenizer: Option<&Path>) -> Result<Files> {
 /// The files of a model of which only `parts` are needed.
 pub fn open_parts(name: &str, tokenizer: Option<&Path>, parts: &[Part]) -> Result<Files> {
     let files = find(name, tokenizer, parts)?;
-    let is_there = |part: &Part| part.files().iter().any(|file| files.contains(file));
-    let missing: Vec<&Part> = parts.iter().filter(|part| !is_there(part)).collect();
-    if missing.is_empty() {
+    let second = |part: &Part| Some((*part, part.second_files()?, part.second_in_words()));
+    let mut needed: Vec<_> = parts.iter().map(|part| (*part, part.files(), part.in_words())).collect();
+    if has_two_text_encoders(&files)? {
+        needed.extend(parts.iter().filter_map(second));
+    }
+    needed.retain(|(_, one_of, _)| !one_of.iter().any(|file| files.contains(file)));
+    if needed.is_empty() {
         return Ok(files);
     }
     let wrong = |cause: String| Err(invalid(format!("--model {name}: {cause}")));
     if Path::new(name).is_file() {
-        return match missing.as_slice() {
-            [Part::Tokenizer] => wrong(
-                "a single file has no tokenizer; give --tokenizer DIR, the `tokenizer/` of any Stable Diffusion 1 or 2 \
-                 folder or a copy of openai/clip-vit-large-patch14 (vocab.json, merges.txt), or put it beside the file as \
-                 `tokenizer/`"
+        if needed.iter().all(|(part, ..)| *part == Part::Tokenizer) {
+            return wrong(
+                "a single file has no tokenizer; give --tokenizer DIR, the `tokenizer/` of any Stable Diffusion folder or a \
+                 copy of openai/clip-vit-large-patch14 (vocab.json, merges.txt), or put it beside the file as `tokenizer/`"
                     .into(),
-            ),
-            _ => wrong(format!(
-                "is no whole model: it lacks {}",
-                missing.iter().map(|part| part.in_words()).collect::<Vec<_>>().join(", ")
-            )),
-        };
+            );
+        }
+        // A tokenizer that is given is for both text encoders.
+        let has_tokenizer = Part::Tokenizer.files().iter().any(|file| files.contains(file));
+        needed.retain(|(part, ..)| *part != Part::Tokenizer || !has_tokenizer);
+        let missing: Vec<&str> = needed.iter().map(|(_, _, words)| *words).collect();
+        return wrong(format!("is no whole model: it lacks {}", missing.join(", ")));
     }
     let index = if files.contains("model_index.json") { "" } else { " (nor is there a model_index.json)" };
-    let missing: Vec<&str> = missing.iter().map(|part| part.files()[0]).collect();
+    let missing: Vec<&str> = needed.iter().map(|(_, one_of, _)| one_of[0]).collect();
     wrong(format!("is no whole model folder (diffusers layout): no {}{index}", missing.join(", no ")))
 }
 
@@ -179,9 +184,9 @@ mod tests {
         for (tensor, reason) in [
             ("down_blocks.0.resnets.0.conv1.weight", "is one part of a diffusers folder"),
             ("lora_unet_down_blocks_0.lora_up.weight", "is a LoRA"),
-            ("conditioner.embedders.0.transformer.x", "is Stable Diffusion XL"),
+            ("conditioner.embedders.0.model.x", "is Stable Diffusion XL's refiner"),
             ("layers.0.weight", "holds no tensor of a Stable Diffusion model"),
-            ("model.diffusion_model.joint_blocks.0.x", "not Stable Diffusion 1 or 2"),
+            ("model.diffusion_model.joint_blocks.0.x", "not Stable Diffusion 1, 2 or XL"),
             ("first_stage_model.encoder.x", "laid out in another way"),
         ] {
             let one = Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap();
@@ -214,5 +219,22 @@ mod tests {
         assert!(message.contains("no vae/config.json, no text_encoder/config.json, no scheduler/"), "{message}");
         assert!(!message.contains("no unet") && !message.contains("no tokenizer"), "{message}");
         assert!(open_parts(name, None, &[Part::Unet]).is_ok());
+        // Stable Diffusion XL's, by its U-Net, by its index, or by one of the second parts.
+        let write = |file: &str, text: &str| {
+            std::fs::create_dir_all(folder.path().join(file).parent().unwrap()).unwrap();
+            std::fs::write(folder.path().join(file), text).unwrap();
+        };
+        let says_second = |message: &str| {
+            assert!(message.contains("no text_encoder_2/config.json, no tokenizer_2/vocab.json"), "{message}");
+        };
+        write("unet/config.json", r#"{"addition_embed_type": "text_time"}"#);
+        says_second(&refusal(name));
+        write("unet/config.json", "{}");
+        write("model_index.json", r#"{"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}"#);
+        says_second(&refusal(name));
+        write("model_index.json", r#"{"text_encoder_2": [null, null]}"#);
+        assert!(!refusal(name).contains("_2/"));
+        write("text_encoder_2/config.json", "{}");
+        assert!(refusal(name).ends_with("no scheduler/scheduler_config.json, no tokenizer_2/vocab.json"));
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// One number for all levels, or one for each.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "must be one number for all levels, or a list of one number a level")]
 pub enum PerLevel {
     All(usize),
     Each(Vec<usize>),
@@ -44,6 +44,9 @@ pub struct UnetConfig {
     pub num_attention_heads: Option<PerLevel>,
     #[serde(default = "one_layer")]
     pub transformer_layers_per_block: PerLevel,
+    /// Of the levels going up, first the deepest; None: as going down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reverse_transformer_layers_per_block: Option<PerLevel>,
     #[serde(default = "context_width")]
     pub cross_attention_dim: usize,
     #[serde(default = "thirty_two")]
@@ -119,6 +122,9 @@ pub struct VaeConfig {
     /// Of each latent channel. No Stable Diffusion has it; where it is there the latents' scale is another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latents_mean: Option<Vec<f64>>,
+    /// Beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latents_std: Option<Vec<f64>>,
 }
 
 impl VaeConfig {
@@ -166,4 +172,63 @@ fn scaling_factor() -> f64 {
 }
 fn yes() -> bool {
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::model::params::Params;
+    use crate::model::{JointUnet, Vae};
+
+    fn unet(layers: Value, reverse: Value) -> serde_json::Result<UnetConfig> {
+        serde_json::from_value(json!({
+            "in_channels": 4, "out_channels": 4, "block_out_channels": [8, 8], "layers_per_block": 1,
+            "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+            "attention_head_dim": 2, "cross_attention_dim": 8, "norm_num_groups": 4,
+            "transformer_layers_per_block": layers, "reverse_transformer_layers_per_block": reverse,
+        }))
+    }
+
+    fn random() -> Params {
+        Params::random(1, &Device::Cpu, DType::F32)
+    }
+
+    /// diffusers `UNet2DConditionModel.__init__`: up block i has the i-th of the list, which else is the other reversed.
+    #[test]
+    fn the_depths_going_up_are_those_that_the_config_says() {
+        let depths = |reverse: Value| -> Vec<usize> {
+            let names = JointUnet::new(&unet(json!([1, 2]), reverse).unwrap(), random()).unwrap().1;
+            let has = |block: &str, layer: usize| {
+                names.contains_key(&format!("{block}.attentions.0.transformer_blocks.{layer}.norm1.weight"))
+            };
+            let blocks = ["down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1"];
+            blocks.map(|block| (0..).take_while(|&layer| has(block, layer)).count()).into()
+        };
+        assert_eq!(depths(Value::Null), [1, 2, 2, 2, 1]);
+        assert_eq!(depths(json!([1, 3])), [1, 2, 2, 1, 3]);
+        let error = JointUnet::new(&unet(json!([1, 2]), json!([1])).unwrap(), random()).err().unwrap().to_string();
+        assert!(error.contains("reverse_transformer_layers_per_block has too few entries"), "{error}");
+        // One number a layer, as distilled networks have it.
+        let error = unet(json!([1, [2, 1]]), Value::Null).unwrap_err().to_string();
+        assert!(error.contains("must be one number for all levels, or a list of one number a level"), "{error}");
+    }
+
+    #[test]
+    fn an_autoencoder_whose_latents_are_scaled_by_channel_is_refused_by_the_field() {
+        for field in ["latents_mean", "latents_std"] {
+            let mut config = json!({
+                "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"],
+                "block_out_channels": [4], "norm_num_groups": 2,
+            });
+            let vae = |config: &Value| Vae::new(&serde_json::from_value(config.clone()).unwrap(), random());
+            assert!(vae(&config).is_ok());
+            config[field] = json!([0.1, 0.2, 0.3, 0.4]);
+            let error = vae(&config).err().unwrap().to_string();
+            assert!(error.contains(&format!("{field} is not supported")), "{error}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use candle_core::DType;
+use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
 use super::config::{UnetConfig, VaeConfig};
@@ -16,7 +16,7 @@ use super::single_file;
 use super::text::TextConfig;
 use super::weights::{Stored, Weights};
 use super::widen::widen;
-use super::write::{model_index, write_file, write_json, write_stored};
+use super::write::{model_index, pipeline_class, write_file, write_json, write_stored};
 use crate::invalid::invalid;
 
 /// Parts that have weights.
@@ -69,7 +69,7 @@ impl Model {
         let has = |part: &str| model.texts.keys().any(|name| name.starts_with(&format!("{part}/")));
         let mut index = match model.texts.contains_key(INDEX) {
             true => model.json(INDEX)?,
-            false => model_index("StableDiffusionPipeline", has),
+            false => model_index(pipeline_class(4, has("text_encoder_2")), has),
         };
         for (part, class) in index.iter_mut().filter(|(_, class)| class.is_array()) {
             if !has(part) {
@@ -133,12 +133,7 @@ impl Model {
 
     /// Writes a single file in Stable Diffusion's own layout, the small files in its metadata.
     pub fn write_single_file(&self, out: &Path, dtype: Option<DType>) -> Result<()> {
-        if self.weights.contains_key("text_encoder_2") {
-            return Err(invalid(format!(
-                "--out {}: jedi writes single files of Stable Diffusion 1 and 2, not XL; name a folder",
-                out.display()
-            )));
-        }
+        let is_xl = self.weights.contains_key("text_encoder_2");
         let mut all = ldm::Tensors::new();
         for (network, weights) in &self.weights {
             let tensors = weights.tensors();
@@ -148,13 +143,33 @@ impl Model {
                 "vae" => ldm::vae_to_ldm(tensors, &self.json(&config)?),
                 _ => {
                     let config: TextConfig = self.json(&config)?;
-                    ldm::text_to_ldm(tensors, TextKind::of_config(&config), &config)
+                    ldm::text_to_ldm(tensors, TextKind::of_component(network, &config, is_xl), &config)
                 }
             };
             all.extend(named.with_context(|| weights.origin().to_owned())?);
         }
+        if is_xl {
+            self.mark_prediction(&mut all)?;
+        }
         let tensors = all.iter().map(|(name, tensor)| (name.as_str(), tensor));
         write_stored(out, tensors, dtype, single_file::metadata(&self.texts)?)
+    }
+
+    /// Says among the tensors of Stable Diffusion XL what other programs cannot tell from them.
+    fn mark_prediction(&self, tensors: &mut ldm::Tensors) -> Result<()> {
+        if !self.texts.contains_key(SCHEDULER_CONFIG) {
+            return Ok(());
+        }
+        let scheduler: Value = self.json(SCHEDULER_CONFIG)?;
+        for (marker, is_so) in [
+            (single_file::V_MARKER, scheduler["prediction_type"] == "v_prediction"),
+            (single_file::PURE_NOISE_MARKER, scheduler["rescale_betas_zero_snr"] == true),
+        ] {
+            if is_so {
+                tensors.insert(marker.into(), Tensor::zeros(0, DType::F32, &Device::Cpu)?.into());
+            }
+        }
+        Ok(())
     }
 
     fn json<T: serde::de::DeserializeOwned>(&self, name: &str) -> Result<T> {

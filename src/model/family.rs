@@ -56,6 +56,16 @@ fn is_for_inpainting(files: &Files) -> Result<bool> {
     Ok(index["_class_name"].as_str().is_some_and(|class| class.contains("Inpaint")))
 }
 
+/// Whether it reads prompts with two text encoders, as Stable Diffusion XL does: so says its index, its U-Net's config, or the
+/// second one itself.
+pub fn has_two_text_encoders(files: &Files) -> Result<bool> {
+    let says =
+        |name: &str, says: fn(&Value) -> bool| -> Result<bool> { Ok(files.contains(name) && says(&files.json(name)?)) };
+    Ok(files.contains("text_encoder_2/config.json")
+        || says("model_index.json", |index| index["text_encoder_2"][0].is_string())?
+        || says("unet/config.json", |unet| unet["addition_embed_type"] == "text_time")?)
+}
+
 /// Stable Diffusion's generation, by the width of its text encoder; None for models of other sizes.
 pub fn generation(config: &UnetConfig) -> Option<&'static str> {
     match config.cross_attention_dim {

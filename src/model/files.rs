@@ -10,8 +10,10 @@ use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 use serde::de::DeserializeOwned;
 
+use super::ldm::{TextKind, tokenizer_config};
 use super::params::Params;
 use super::single_file::SingleFile;
+use super::text::TextConfig;
 use super::weight_file::WeightFile;
 pub use super::weight_file::read_safetensors;
 use super::weights::Weights;
@@ -30,11 +32,6 @@ pub enum Files {
     WithTokenizer(Box<Files>, PathBuf),
 }
 
-/// How a tokenizer pads. Where the model itself says so, its word counts, whatever tokenizer it is given.
-const TOKENIZER_CONFIG: &str = "tokenizer/tokenizer_config.json";
-/// Says the same in older files.
-const SPECIAL_TOKENS: &str = "tokenizer/special_tokens_map.json";
-
 impl Files {
     /// The same model with the tokenizer in `folder`.
     pub fn with_tokenizer(self, folder: PathBuf) -> Self {
@@ -47,9 +44,11 @@ impl Files {
             Self::Folder(folder) => folder.join(name).is_file(),
             Self::Embedded(files) => files.iter().any(|(known, _)| *known == name),
             Self::Single(file) => file.text(name).is_some(),
-            Self::WithTokenizer(model, tokenizer) => match in_tokenizer(model, name) {
-                Some(own) => tokenizer.join(own).is_file(),
-                None => model.contains(name),
+            Self::WithTokenizer(model, tokenizer) => match place(model, name) {
+                Place::Model => model.contains(name),
+                Place::Tokenizer(own) => tokenizer.join(own).is_file(),
+                Place::Built => true,
+                Place::Nowhere => false,
             },
         }
     }
@@ -60,9 +59,9 @@ impl Files {
             Self::Folder(folder) => folder.join(name).display().to_string(),
             Self::Embedded(_) => format!("embedded model: {name}"),
             Self::Single(file) => format!("{}: {name}", file.path().display()),
-            Self::WithTokenizer(model, tokenizer) => match in_tokenizer(model, name) {
-                Some(own) => tokenizer.join(own).display().to_string(),
-                None => model.describe(name),
+            Self::WithTokenizer(model, tokenizer) => match place(model, name) {
+                Place::Tokenizer(own) => tokenizer.join(own).display().to_string(),
+                Place::Model | Place::Built | Place::Nowhere => model.describe(name),
             },
         }
     }
@@ -85,9 +84,14 @@ impl Files {
                 let text = file.text(name);
                 Ok(Cow::Owned(text.with_context(|| format!("{}: is not in the file", self.describe(name)))?.into()))
             }
-            Self::WithTokenizer(model, tokenizer) => match in_tokenizer(model, name) {
-                Some(own) => Self::Folder(tokenizer.clone()).bytes(own),
-                None => model.bytes(name),
+            Self::WithTokenizer(model, tokenizer) => match place(model, name) {
+                Place::Tokenizer(own) => Self::Folder(tokenizer.clone()).bytes(own),
+                Place::Model | Place::Nowhere => model.bytes(name),
+                Place::Built => {
+                    let config: TextConfig = model.json(SECOND_CONFIG)?;
+                    let config = tokenizer_config(TextKind::XlOpenClip, config.max_position_embeddings);
+                    Ok(Cow::Owned(serde_json::to_vec_pretty(&config)?))
+                }
             },
         }
     }
@@ -167,11 +171,39 @@ impl Files {
     }
 }
 
-/// The name inside the tokenizer's own folder of a file that is to be found there.
-fn in_tokenizer<'a>(model: &Files, name: &'a str) -> Option<&'a str> {
-    let own = name.strip_prefix("tokenizer/")?;
-    let tells_padding = name == TOKENIZER_CONFIG || name == SPECIAL_TOKENS;
-    (!tells_padding || !model.contains(TOKENIZER_CONFIG)).then_some(own)
+/// Of a model with a second text encoder (Stable Diffusion XL).
+const SECOND_CONFIG: &str = "text_encoder_2/config.json";
+
+/// Where a file of a model is to be found that is given a tokenizer from elsewhere.
+enum Place<'a> {
+    Model,
+    /// By its name in the tokenizer's own folder.
+    Tokenizer(&'a str),
+    /// It is written as it is asked for.
+    Built,
+    Nowhere,
+}
+
+/// The words are the given tokenizer's, for both text encoders where there are two. How a text is filled up the model says, if
+/// it does; if not, the given tokenizer for the first, while Stable Diffusion XL's second has a way of its own.
+fn place<'a>(model: &Files, name: &'a str) -> Place<'a> {
+    let Some((folder, own)) = name.split_once('/') else { return Place::Model };
+    let is_second = folder == "tokenizer_2" && model.contains(SECOND_CONFIG);
+    if folder != "tokenizer" && !is_second {
+        return Place::Model;
+    }
+    let (config, special_tokens) = ("tokenizer_config.json", "special_tokens_map.json");
+    if own != config && own != special_tokens {
+        return Place::Tokenizer(own);
+    }
+    if model.contains(&format!("{folder}/{config}")) {
+        return Place::Model;
+    }
+    match (is_second, own == config) {
+        (false, _) => Place::Tokenizer(own),
+        (true, true) => Place::Built,
+        (true, false) => Place::Nowhere,
+    }
 }
 
 /// The name of a component's weight file, without suffix.

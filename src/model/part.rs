@@ -30,14 +30,31 @@ impl Part {
         }
     }
 
+    /// One of these too, of a model that reads prompts with two text encoders.
+    pub fn second_files(self) -> Option<&'static [&'static str]> {
+        match self {
+            Part::TextEncoder => Some(&["text_encoder_2/config.json"]),
+            Part::Tokenizer => Some(&["tokenizer_2/vocab.json", "tokenizer_2/tokenizer.json"]),
+            Part::Unet | Part::Vae | Part::Scheduler => None,
+        }
+    }
+
     /// For people, of a single file.
     pub fn in_words(self) -> &'static str {
         match self {
             Part::Unet => "the U-Net (model.diffusion_model.…)",
             Part::Vae => "the VAE (first_stage_model.…)",
-            Part::TextEncoder => "the text encoder (cond_stage_model.…)",
+            Part::TextEncoder => "the text encoder (cond_stage_model.…, conditioner.embedders.0.transformer.…)",
             Part::Tokenizer => "the tokenizer (give --tokenizer DIR)",
             Part::Scheduler => "the noise schedule",
+        }
+    }
+
+    /// [`Part::in_words`] of its second.
+    pub fn second_in_words(self) -> &'static str {
+        match self {
+            Part::TextEncoder => "the second text encoder (conditioner.embedders.1.model.…)",
+            other => other.in_words(),
         }
     }
 }

@@ -13,13 +13,20 @@ use super::config::UnetConfig;
 use super::ldm::{self, Shapes, Tensors, TextKind};
 use super::weight_file::WeightFile;
 use super::weights::Weights;
-use super::write::model_index;
+use super::write::{model_index, pipeline_class};
 use crate::invalid::invalid;
 
 /// In front of a small file's name in the metadata.
 pub const FILE_KEY: &str = "jedi/";
 /// What the network predicts, by the ModelSpec standard: `epsilon` or `v`.
 pub const PREDICTION_KEY: &str = "modelspec.prediction_type";
+
+/// A tensor of this name, whatever is in it, says that a network of Stable Diffusion XL predicts v. ComfyUI knows it by this too.
+pub const V_MARKER: &str = "v_pred";
+/// The same of one that was trained down to pure noise.
+pub const PURE_NOISE_MARKER: &str = "ztsnr";
+/// Tensors of one number by which files of models say that their noise levels are EDM's (Karras et al. 2022).
+const EDM_MARKERS: [&str; 2] = ["edm_mean", "edm_vpred.sigma_max"];
 
 /// An open file.
 #[derive(Debug)]
@@ -69,8 +76,10 @@ impl SingleFile {
         let tensors = match component {
             "unet" => ldm::unet_from_ldm(&self.tensors, &parsed(&name, text)?),
             "vae" => ldm::vae_from_ldm(&self.tensors, &parsed(&name, text)?),
-            "text_encoder" => ldm::text_from_ldm(&self.tensors, &parsed(&name, text)?),
-            other => bail!("{origin}: of a single file jedi reads unet, vae and text_encoder, not {other}"),
+            other => match self.text_kinds().into_iter().find(|kind| kind.component() == other) {
+                Some(kind) => ldm::text_from_ldm(&self.tensors, kind, &parsed(&name, text)?),
+                None => bail!("{origin}: holds no tensors of {other}"),
+            },
         };
         Ok(Weights::new(origin.clone(), tensors.context(origin)?))
     }
@@ -79,46 +88,53 @@ impl SingleFile {
         let shapes: Shapes =
             self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
         let (has_unet, has_vae) = (shapes.has(ldm::UNET), shapes.has(ldm::VAE));
-        let kind = TextKind::of(self.tensors.keys());
-        if shapes.has(ldm::XL_TEXT) {
+        let kinds = self.text_kinds();
+        if shapes.has(ldm::REFINER_TEXT) {
             bail!(
-                "is Stable Diffusion XL, which jedi does not read from a single file; make a folder of it with diffusers: \
-                 StableDiffusionXLPipeline.from_single_file(FILE).save_pretrained(FOLDER)"
+                "is Stable Diffusion XL's refiner, which only goes over pictures of the base model; give the base model"
             );
         }
-        if !has_unet && !has_vae && kind.is_none() {
+        if let Some(name) = EDM_MARKERS.iter().find(|name| self.tensors.contains_key(**name)) {
+            bail!("is trained on noise levels of its own kind (EDM, tensor {name}), which jedi does not sample");
+        }
+        if !has_unet && !has_vae && kinds.is_empty() {
             bail!("{}", self.what_else());
         }
         if has_unet && self.text("unet/config.json").is_none() {
-            let mut config = shapes.unet().context("not Stable Diffusion 1 or 2")?;
+            let mut config = shapes.unet().context("not Stable Diffusion 1, 2 or XL")?;
             let prediction = self.prediction(&config, metadata)?;
-            if prediction == "v_prediction" && config.use_linear_projection {
+            if prediction == "v_prediction" && config.use_linear_projection && !shapes.is_xl() {
                 // 768 pixels a side: the size of both public models that predict v.
                 config.sample_size = Some(96);
             }
-            let class = match config.in_channels {
-                9 => "StableDiffusionInpaintPipeline",
-                8 => "StableDiffusionInstructPix2PixPipeline",
-                _ => "StableDiffusionPipeline",
-            };
             let is_there = |part: &str| match part {
                 "vae" => has_vae,
-                "text_encoder" | "tokenizer" => kind.is_some(),
-                _ => true,
+                "unet" | "scheduler" => true,
+                text => kinds.iter().any(|kind| [kind.component(), kind.tokenizer()].contains(&text)),
             };
+            let class = pipeline_class(config.in_channels, shapes.is_xl());
             self.tell("unet/config.json", &config)?;
-            self.tell("scheduler/scheduler_config.json", &ldm::scheduler(prediction))?;
+            let ends_in_noise = self.tensors.contains_key(PURE_NOISE_MARKER);
+            self.tell("scheduler/scheduler_config.json", &ldm::scheduler(prediction, ends_in_noise))?;
             self.tell("model_index.json", &model_index(class, is_there))?;
         }
         if has_vae && self.text("vae/config.json").is_none() {
             self.tell("vae/config.json", &shapes.vae()?)?;
         }
-        if let (Some(kind), None) = (kind, self.text("text_encoder/config.json")) {
-            let config = shapes.text()?;
-            self.tell("tokenizer/tokenizer_config.json", &ldm::tokenizer_config(kind, config.max_position_embeddings))?;
-            self.tell("text_encoder/config.json", &config)?;
+        for kind in kinds {
+            let name = format!("{}/config.json", kind.component());
+            if self.text(&name).is_none() {
+                let config = shapes.text(kind)?;
+                let tokenizer = ldm::tokenizer_config(kind, config.max_position_embeddings);
+                self.tell(&format!("{}/tokenizer_config.json", kind.tokenizer()), &tokenizer)?;
+                self.tell(&name, &config)?;
+            }
         }
         Ok(())
+    }
+
+    fn text_kinds(&self) -> Vec<TextKind> {
+        TextKind::all_in(self.tensors.keys())
     }
 
     fn tell(&mut self, name: &str, contents: &impl serde::Serialize) -> Result<()> {
@@ -136,7 +152,12 @@ impl SingleFile {
             return "is a LoRA, which changes a model and is none".into();
         }
         let first = self.tensors.keys().next().map_or("it is empty".into(), |name| format!("its first is {name}"));
-        format!("holds no tensor of a Stable Diffusion model ({}…, {}…, {}…); {first}", ldm::UNET, ldm::VAE, ldm::CLIP)
+        let (clip, xl_clip) = (TextKind::Clip.prefix(), TextKind::XlClip.prefix());
+        format!(
+            "holds no tensor of a Stable Diffusion model ({}…, {}…, {clip}…, {xl_clip}…); {first}",
+            ldm::UNET,
+            ldm::VAE
+        )
     }
 
     /// What the network predicts. Shapes do not tell; Stable Diffusion 2 came in both kinds.
@@ -146,11 +167,11 @@ impl SingleFile {
             Some("epsilon") => return Ok("epsilon"),
             _ => {}
         }
-        // A marker among the tensors that some fine-tunes carry.
-        if self.tensors.contains_key("v_pred") {
+        if self.tensors.contains_key(V_MARKER) {
             return Ok("v_prediction");
         }
-        if !config.use_linear_projection || config.in_channels != config.out_channels {
+        let is_sd2 = config.use_linear_projection && !config.takes_added_conditions();
+        if !is_sd2 || config.in_channels != config.out_channels {
             return Ok("epsilon");
         }
         /// ComfyUI tells Stable Diffusion 2's models that predict v by this much spread in one bias

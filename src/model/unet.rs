@@ -92,6 +92,10 @@ impl JointUnet {
             let inputs = widths[(level + 1).min(last)];
             let mut shape = shape(level, inputs, index == last, &config.up_block_types[index])?;
             shape.resnets += 1;
+            if let (Some(cross), Some(layers)) = (&mut shape.cross, &config.reverse_transformer_layers_per_block) {
+                let missing = "unet config: reverse_transformer_layers_per_block has too few entries";
+                cross.layers = layers.at(index).context(missing)?;
+            }
             up_blocks.push(UpBlock::new(&params.pp("up_blocks").pp(index), &shape, &mut skips)?);
         }
         Ok(Self {

@@ -39,10 +39,12 @@ impl Vae {
                 "vae config: block type {kind} is not supported"
             );
         }
-        ensure!(
-            config.latents_mean.is_none(),
-            "vae config: latents_mean is not supported: such latents are scaled channel by channel"
-        );
+        for (field, values) in [("latents_mean", &config.latents_mean), ("latents_std", &config.latents_std)] {
+            ensure!(
+                values.is_none(),
+                "vae config: {field} is not supported: such latents are scaled channel by channel"
+            );
+        }
         let c = config.latent_channels;
         let vae = Self {
             encoder: Encoder::new(&params.pp("encoder"), config)?,

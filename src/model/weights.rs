@@ -74,6 +74,8 @@ enum Place {
     Memory(Tensor),
     /// One below the other along the first dimension.
     Stack(Vec<Stored>),
+    /// A matrix whose columns are the rows.
+    Transposed(Box<Stored>),
 }
 
 impl From<Tensor> for Stored {
@@ -118,6 +120,7 @@ impl Stored {
                 let parts = parts.iter().map(|part| part.load(device)).collect::<Result<Vec<_>>>()?;
                 Tensor::cat(&parts, 0)?.reshape(self.shape.as_slice())?
             }
+            Place::Transposed(matrix) => matrix.load(device)?.t()?.contiguous()?.reshape(self.shape.as_slice())?,
         })
     }
 
@@ -146,6 +149,12 @@ impl Stored {
             _ => Place::Memory(self.load(&Device::Cpu)?.narrow(0, rows.start, rows.len())?),
         };
         Ok(Self { dtype: self.dtype, shape, place })
+    }
+
+    /// The matrix whose rows are this one's columns.
+    pub fn transposed(&self) -> Result<Self> {
+        let &[rows, columns] = self.shape.as_slice() else { anyhow::bail!("shape {:?} is no matrix", self.shape) };
+        Ok(Self { dtype: self.dtype, shape: vec![columns, rows], place: Place::Transposed(Box::new(self.clone())) })
     }
 
     /// Tensors of one dtype and row shape, one below the other.
@@ -214,6 +223,12 @@ mod tests {
             let stack = Stored::stacked(vec![rows, stored.rows(0..1).unwrap()]).unwrap();
             assert_eq!((stack.shape(), values(&stack)), (&[3, 2][..], vec![3., 4., 5., 6., 1., 2.]));
             assert!(Stored::stacked(vec![stack, column]).is_err());
+            let turned = stored.transposed().unwrap();
+            assert_eq!((turned.shape(), values(&turned)), (&[2, 3][..], vec![1., 3., 5., 2., 4., 6.]));
+            assert_eq!(values(&turned.rows(1..2).unwrap()), [2., 4., 6.]);
+            let bytes = turned.with_bytes(None, |bytes| Ok(bytes.to_vec())).unwrap();
+            assert_eq!(bytes, [1f32, 3., 5., 2., 4., 6.].map(f32::to_le_bytes).concat());
+            assert!(turned.reshaped(&[6]).unwrap().transposed().is_err());
         }
     }
 

@@ -101,9 +101,22 @@ pub fn copy_tokenizer(files: &Files, folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The diffusers pipeline that opens a model whose U-Net takes so many channels of which the latents have four.
+pub fn pipeline_class(in_channels: usize, is_xl: bool) -> &'static str {
+    match (in_channels, is_xl) {
+        (9, false) => "StableDiffusionInpaintPipeline",
+        (8, false) => "StableDiffusionInstructPix2PixPipeline",
+        (_, false) => "StableDiffusionPipeline",
+        (9, true) => "StableDiffusionXLInpaintPipeline",
+        (8, true) => "StableDiffusionXLInstructPix2PixPipeline",
+        (_, true) => "StableDiffusionXLPipeline",
+    }
+}
+
 /// `model_index.json`: which class of which library reads each component that the folder holds.
 pub fn write_model_index(folder: &Path) -> Result<()> {
-    let index = model_index("StableDiffusionPipeline", |component| folder.join(component).is_dir());
+    let is_there = |component: &str| folder.join(component).is_dir();
+    let index = model_index(pipeline_class(4, is_there("text_encoder_2")), is_there);
     write_json(&folder.join("model_index.json"), &index)
 }
 
@@ -118,7 +131,9 @@ pub fn model_index(pipeline_class: &str, is_there: impl Fn(&str) -> bool) -> Map
     for (component, library, class) in [
         ("scheduler", "diffusers", "DDIMScheduler"),
         ("text_encoder", "transformers", "CLIPTextModel"),
+        ("text_encoder_2", "transformers", "CLIPTextModelWithProjection"),
         ("tokenizer", "transformers", "CLIPTokenizer"),
+        ("tokenizer_2", "transformers", "CLIPTokenizer"),
         ("unet", "diffusers", "UNet2DConditionModel"),
         ("vae", "diffusers", "AutoencoderKL"),
     ] {
@@ -126,8 +141,14 @@ pub fn model_index(pipeline_class: &str, is_there: impl Fn(&str) -> bool) -> Map
             index.insert(component.into(), json!([library, class]));
         }
     }
-    for absent in ["safety_checker", "feature_extractor"] {
-        index.insert(absent.into(), json!([null, null]));
+    let absent = match is_there("text_encoder_2") {
+        true => ["image_encoder", "feature_extractor"],
+        false => ["safety_checker", "feature_extractor"],
+    };
+    index.extend(absent.map(|component| (component.to_owned(), json!([null, null]))));
+    if is_there("text_encoder_2") {
+        // The null text of Stable Diffusion XL's base model is zeros.
+        index.insert("force_zeros_for_empty_prompt".into(), json!(true));
     }
     index
 }

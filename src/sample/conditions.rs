@@ -11,7 +11,7 @@ use super::pipeline::Pipeline;
 use super::request::{Reference, SampleSettings, SetRequest};
 use crate::diffusion::Branch;
 use crate::model::conditions::N_SIZES;
-use crate::model::{AddedConditions, ImageConditions, Probe, Sight};
+use crate::model::{AddedConditions, Family, ImageConditions, Probe, Sight};
 use crate::shape::SetShape;
 
 /// All branches of a step, one behind the other.
@@ -96,7 +96,7 @@ impl Pipeline {
         let branches = settings.guidance.branches();
         let told = self.told(sets, branches, settings.size)?;
         let channels = match self.is_joint() {
-            true => Some(self.channels(shape, known, branches)?),
+            true => Some(self.channels(shape, known, branches, settings)?),
             false => None,
         };
         let weights = self.key_weights(sets, settings)?;
@@ -155,17 +155,26 @@ impl Pipeline {
         Ok(ImageConditions { context, added: Some(added) })
     }
 
-    /// Mask and reference of every image in every branch, `[branches·b·n, 1 + c, h, w]`.
-    fn channels(&self, shape: SetShape, known: Option<&Tensor>, branches: &[Branch]) -> Result<Tensor> {
+    /// Mask and reference of every image in every branch, `[branches·b·n, 1 + c, h, w]`. The reference of a hidden image is
+    /// zeros for the joint model, a masked picture for one for inpainting.
+    fn channels(
+        &self,
+        shape: SetShape,
+        known: Option<&Tensor>,
+        branches: &[Branch],
+        settings: &SampleSettings,
+    ) -> Result<Tensor> {
         let c = self.unet.config().latent_channels();
         let (device, dtype) = (&self.runtime.device, self.runtime.dtype);
-        let (h, w) = match known {
-            Some(known) => (known.dim(2)?, known.dim(3)?),
-            None => (1, 1),
+        let blank = match self.family {
+            Family::Inpainting => self.masked_latents(settings)?.to_dtype(dtype)?, // [1, c, h, w]
+            _ => Tensor::zeros((1, c, 1, 1), dtype, device)?,
         };
+        let (_, _, h, w) = known.unwrap_or(&blank).dims4()?;
         let hidden = |images: usize| -> Result<Tensor> {
             let mask = Tensor::ones((shape.sets, images, 1, h, w), dtype, device)?;
-            Ok(Tensor::cat(&[&mask, &Tensor::zeros((shape.sets, images, c, h, w), dtype, device)?], 2)?)
+            let blank = blank.unsqueeze(0)?.broadcast_as((shape.sets, images, c, h, w))?.contiguous()?;
+            Ok(Tensor::cat(&[&mask, &blank], 2)?) // [b, images, 1 + c, h, w]
         };
         let mut channels = Vec::new();
         for branch in branches {

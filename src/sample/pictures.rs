@@ -17,14 +17,28 @@ impl Pipeline {
     pub fn latents_of(&self, images: &[RgbImage], settings: &SampleSettings) -> Result<Tensor> {
         let mut latents = Vec::new();
         for some in images.chunks(at_once(settings)) {
-            let pixels = tensor_from_images(some, &self.runtime.device)?.to_dtype(self.vae_dtype)?;
-            let some = match settings.vae_tile {
-                Some(tile) => self.vae.latents_in_tiles(&pixels, tile)?,
-                None => self.vae.latents_from_images(&pixels)?,
-            };
-            latents.push(some.to_dtype(DType::F32)?);
+            latents.push(self.latents_of_pixels(&tensor_from_images(some, &self.runtime.device)?, settings)?);
         }
         Ok(Tensor::cat(&latents, 0)?)
+    }
+
+    /// Clean latents of a picture that is masked out all over, as networks for inpainting are trained with: mid-grey, the 0
+    /// of their pixels.
+    ///
+    /// # Shapes
+    /// - returns `[1, c, h, w]`
+    pub(super) fn masked_latents(&self, settings: &SampleSettings) -> Result<Tensor> {
+        let side = settings.size;
+        self.latents_of_pixels(&Tensor::zeros((1, 3, side, side), DType::F32, &self.runtime.device)?, settings)
+    }
+
+    fn latents_of_pixels(&self, pixels: &Tensor, settings: &SampleSettings) -> Result<Tensor> {
+        let pixels = pixels.to_dtype(self.vae_dtype)?;
+        let latents = match settings.vae_tile {
+            Some(tile) => self.vae.latents_in_tiles(&pixels, tile)?,
+            None => self.vae.latents_from_images(&pixels)?,
+        };
+        Ok(latents.to_dtype(DType::F32)?)
     }
 
     /// The pictures that latents stand for.

@@ -11,11 +11,12 @@ use crate::diffusion::{NoiseSchedule, ScheduleConfig};
 use crate::invalid::invalid;
 use crate::model::conditions::N_SIZES;
 use crate::model::prompts::EncodedTexts;
-use crate::model::{Files, JointUnet, Probe, PromptEncoder, Tokenizer, UnetConfig, Vae, VaeConfig};
+use crate::model::{Family, Files, JointUnet, Probe, PromptEncoder, Tokenizer, UnetConfig, Vae, VaeConfig};
 
 /// A model ready to sample.
 pub struct Pipeline {
     pub(super) runtime: Runtime,
+    pub(super) family: Family,
     pub(super) unet: JointUnet,
     pub(super) vae: Vae,
     /// Number format of the autoencoder.
@@ -44,6 +45,7 @@ impl Pipeline {
             prompts,
             schedule: NoiseSchedule::new(&schedule)?,
             runtime: runtime.clone(),
+            family: Family::of(files, &unet_config)?,
             probe: None,
         })
     }
@@ -67,6 +69,11 @@ impl Pipeline {
     /// What it reads prompts with.
     pub fn tokenizer(&self) -> &Tokenizer {
         self.prompts.tokenizer()
+    }
+
+    /// What the U-Net takes beside the noisy latents.
+    pub fn family(&self) -> Family {
+        self.family
     }
 
     /// Whether the U-Net takes references; a plain Stable Diffusion one sees them by coupled attention alone.

@@ -63,14 +63,14 @@ impl Pipeline {
             let predictions = self.predict(&all, level, &conditions, shape, settings)?;
             let targets = predictions.iter().map(|all| targets_of(all, shape, n_references));
             let targets = targets.collect::<Result<Vec<_>>>()?;
-            let output = settings.restraint.combine(settings.guidance, &targets)?.to_dtype(DType::F32)?;
+            let output = settings.restraint.combine(settings.guidance, &targets)?;
             watch(&Step { number, level, prediction, x, output: &output })?;
             Ok(output)
         };
         walk.run(&noise.start(device)?, &mut predict, &mut |step| noise.fresh_at(step, device))
     }
 
-    /// One prediction a branch, `[b·n, c, h, w]` each.
+    /// One prediction a branch, `[b·n, c, h, w]` each, f32 whatever the network computes in.
     fn predict(
         &self,
         x: &Tensor,
@@ -91,7 +91,7 @@ impl Pipeline {
             let output =
                 self.unet.forward_seeing(&input, &timesteps, own.told(), all, &own.sight(self.probe.as_ref()))?;
             for branch in 0..at_once {
-                predictions.push(output.narrow(0, branch * shape.total(), shape.total())?);
+                predictions.push(output.narrow(0, branch * shape.total(), shape.total())?.to_dtype(DType::F32)?);
             }
         }
         Ok(predictions)

@@ -16,6 +16,7 @@ use crate::data::{Loader, LoaderSettings, SetSource};
 use crate::device::Runtime;
 use crate::diffusion::{NoiseSchedule, ScheduleConfig, mse};
 use crate::invalid::invalid;
+use crate::model::family::has_two_text_encoders;
 use crate::model::fingerprint::fingerprint;
 use crate::model::params::{NamedVars, Params};
 use crate::model::write::{copy_tokenizer, write_component, write_json, write_model_index};
@@ -70,6 +71,13 @@ impl JointObjective {
     ) -> Result<Self> {
         let architecture = Files::Folder(config.model.architecture.clone());
         let unet_config: UnetConfig = architecture.json("unet/config.json")?;
+        if unet_config.takes_added_conditions() || has_two_text_encoders(&architecture)? {
+            return Err(invalid(format!(
+                "model.architecture: {}: is Stable Diffusion XL's, two text encoders and size embeddings, which jedi samples \
+                 but does not train; name one like Stable Diffusion 1 or 2",
+                config.model.architecture.display()
+            )));
+        }
         let text_config: TextConfig = architecture.json("text_encoder/config.json")?;
         ensure!(
             unet_config.is_joint() && unet_config.cross_attention_dim == text_config.hidden_size,

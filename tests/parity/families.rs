@@ -9,7 +9,8 @@ use jedi::device::Runtime;
 use jedi::diffusion::{Guidance, Sampler, mse};
 use jedi::model::params::NamedVars;
 use jedi::model::{
-    AddedConditions, Files, ImageConditions, JointUnet, PromptEncoder, Sight, TextConfig, TextEncoder, UnetConfig,
+    AddedConditions, Family, Files, ImageConditions, JointUnet, PromptEncoder, Sight, TextConfig, TextEncoder,
+    UnetConfig,
 };
 use jedi::ops::{self, backward};
 use jedi::sample::noise::GivenNoise;
@@ -144,6 +145,17 @@ fn the_second_tokenizer_pads_with_its_own_token_and_the_null_text_is_zeros() {
     assert_eq!((encoded.context.dim(D::Minus1).unwrap(), pooled.dims()), (40, &[2, 12][..]));
 }
 
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (path, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        match path.is_dir() {
+            true => copy_folder(&path, &to),
+            false => drop(std::fs::copy(path, to).unwrap()),
+        }
+    }
+}
+
 struct Run {
     case: Golden,
     pipeline: Pipeline,
@@ -194,21 +206,32 @@ fn xl_runs_are_those_of_the_pipeline_of_diffusers() {
     run.comparison.finish();
 }
 
+/// The model of the other runs, taken for what its index says where no `jedi.json` does: mask and masked picture stand where
+/// JeDi's mask and reference do, and what is masked is grey there and not zeros.
+#[test]
+fn runs_of_a_network_for_inpainting_are_diffusers() {
+    let folder = tempfile::tempdir().unwrap();
+    copy_folder(&path("tiny-pipeline"), folder.path());
+    std::fs::remove_file(folder.path().join("jedi.json")).unwrap();
+    let mut run = Run::new("sampling-inpainting", folder.path());
+    assert_eq!(run.pipeline.family(), Family::Inpainting);
+    let texts: Vec<String> = run.case.fact("texts");
+    let singles: Vec<_> = texts[1..].iter().map(|prompt| request(vec![], std::slice::from_ref(prompt), "")).collect();
+    run.check("plain", &singles, Sampler::Ddim);
+    let picture = pictures(run.case.tensor("pictures")).remove(0);
+    let references = vec![Reference::new(picture, texts[0].clone())];
+    run.check("training-free", &[request(references, &texts[1..], "")], Sampler::Ddim);
+    run.comparison.finish();
+}
+
 /// The model of the other runs, its scheduler as Stable Diffusion 2 says it.
 #[test]
 fn runs_of_a_network_that_predicts_v_are_diffusers() {
     let folder = tempfile::tempdir().unwrap();
-    for part in ["unet", "vae", "text_encoder", "tokenizer"] {
-        std::fs::create_dir(folder.path().join(part)).unwrap();
-        for file in std::fs::read_dir(path("tiny-pipeline").join(part)).unwrap() {
-            let file = file.unwrap();
-            std::fs::copy(file.path(), folder.path().join(part).join(file.file_name())).unwrap();
-        }
-    }
+    copy_folder(&path("tiny-pipeline"), folder.path());
     let scheduler = std::fs::read_to_string(path("tiny-pipeline/scheduler/scheduler_config.json")).unwrap();
     let velocity = scheduler.replace("\"epsilon\"", "\"v_prediction\"");
     assert_ne!(velocity, scheduler);
-    std::fs::create_dir(folder.path().join("scheduler")).unwrap();
     std::fs::write(folder.path().join("scheduler/scheduler_config.json"), velocity).unwrap();
 
     let mut run = Run::new("sampling-v", folder.path());

@@ -1,11 +1,11 @@
-//! The layouts that diffusers and transformers write (shards, half precision, the VAE's old spelling), and the tiny pipeline as
-//! a single file under Stable Diffusion's own names.
+//! The layouts that diffusers and transformers write (shards, half precision, the VAE's old spelling), and the tiny pipelines
+//! as single files under Stable Diffusion's own names.
 
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
 use jedi::device::Runtime;
-use jedi::model::convert::Model;
+use jedi::model::convert::{Model, NETWORKS};
 use jedi::model::weight_file::read_safetensors;
 use jedi::model::{Files, JointUnet, SingleFile, TextConfig, TextEncoder, UnetConfig, Vae, VaeConfig};
 use jedi::sha256::sha256_hex;
@@ -61,11 +61,11 @@ fn the_old_spelling_of_the_vae_is_read() {
 }
 
 /// Writes the model as a single file; its tensors must be bit by bit those that the script made, under its names.
-fn check_single_file(files: &Files, n_expected: usize) {
+fn check_single_file(files: &Files, digests: &str, n_expected: usize) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("model.safetensors");
     Model::read(files).unwrap().write_single_file(&file, None).unwrap();
-    let digests = std::fs::read_to_string(path("ldm-tiny-pipeline.json")).unwrap();
+    let digests = std::fs::read_to_string(path(digests)).unwrap();
     let digests: BTreeMap<String, (Vec<usize>, String)> = serde_json::from_str(&digests).unwrap();
     let written = read_safetensors(&file).unwrap();
     for (name, tensor) in &written {
@@ -78,7 +78,7 @@ fn check_single_file(files: &Files, n_expected: usize) {
     assert_eq!(written.len(), n_expected);
 
     let single = SingleFile::open(&file).unwrap();
-    for part in ["unet", "vae", "text_encoder"] {
+    for part in NETWORKS.iter().filter(|part| files.contains(&format!("{part}/config.json"))) {
         let (own, expected) = (single.weights(part).unwrap(), files.weights(part).unwrap());
         assert!(own.tensors().keys().eq(expected.tensors().keys()), "{part}");
         for (name, tensor) in expected.load_all().unwrap() {
@@ -90,19 +90,23 @@ fn check_single_file(files: &Files, n_expected: usize) {
     }
 }
 
+const TINY: &str = "ldm-tiny-pipeline.json";
+const TINY_XL: &str = "ldm-tiny-xl.json";
+
 /// Tensors of the script's file below this prefix.
-fn n_below(prefix: &str) -> usize {
-    let digests = std::fs::read_to_string(path("ldm-tiny-pipeline.json")).unwrap();
+fn n_below(digests: &str, prefix: &str) -> usize {
+    let digests = std::fs::read_to_string(path(digests)).unwrap();
     let digests: BTreeMap<String, serde_json::Value> = serde_json::from_str(&digests).unwrap();
     digests.keys().filter(|name| name.starts_with(prefix)).count()
 }
 
 #[test]
 fn the_tiny_pipeline_becomes_a_single_file_and_comes_back() {
+    let n_below = |prefix| n_below(TINY, prefix);
     let networks = n_below("model.diffusion_model.") + n_below("first_stage_model.");
     let pipeline = path("tiny-pipeline");
     let clip = n_below("cond_stage_model.transformer.");
-    check_single_file(&Files::Folder(pipeline.clone()), networks + clip);
+    check_single_file(&Files::Folder(pipeline.clone()), TINY, networks + clip);
 
     // The same weights with OpenCLIP's activation are written under OpenCLIP's names.
     let folder = tempfile::tempdir().unwrap();
@@ -112,5 +116,15 @@ fn the_tiny_pipeline_becomes_a_single_file_and_comes_back() {
     let text = std::fs::read_to_string(&config).unwrap();
     assert!(text.contains("quick_gelu"));
     std::fs::write(&config, text.replace("quick_gelu", "gelu")).unwrap();
-    check_single_file(&Files::Folder(sd2), networks + n_below("cond_stage_model.model."));
+    check_single_file(&Files::Folder(sd2), TINY, networks + n_below("cond_stage_model.model."));
+}
+
+/// Its second text encoder is OpenCLIP's with all layers and the projection, which lies the other way round.
+#[test]
+fn the_tiny_xl_becomes_a_single_file_and_comes_back() {
+    let n_all = n_below(TINY_XL, "");
+    assert!(
+        n_below(TINY_XL, "conditioner.embedders.1.model.") > 30 && n_below(TINY_XL, "conditioner.embedders.0.") > 30
+    );
+    check_single_file(&Files::Folder(path("tiny-xl")), TINY_XL, n_all);
 }

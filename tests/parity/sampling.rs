@@ -114,6 +114,40 @@ fn negative_prompt_and_restraint_are_diffusers() {
     run.comparison.finish();
 }
 
+/// In a number format of GPUs, by the compositions that run there. (Candle multiplies no bf16 on the CPU.)
+#[test]
+fn runs_in_half_precision_are_near() {
+    let runtime = Runtime { device: Device::Cpu, dtype: DType::F16 };
+    let pipeline = Pipeline::load(&Files::Folder(path("tiny-pipeline")), &runtime, true).unwrap();
+    let mut run = Run { pipeline, ..Run::new() };
+    let scales: BTreeMap<String, f64> = run.case.fact("scales");
+    let texts: Vec<String> = run.case.fact("texts");
+    let images = pictures(&run.case.tensor("pictures").narrow(0, 0, 2).unwrap());
+    let mut references: Vec<Reference> =
+        images.into_iter().zip(&texts).map(|(image, caption)| Reference::new(image, caption.clone())).collect();
+    let noise = GivenNoise {
+        target: run.case.tensor("target").narrow(0, 0, 1).unwrap(),
+        reference: Some(run.case.tensor("reference").clone()),
+        ancestral: None,
+    };
+    let settings = SampleSettings::new(Guidance::Joint { scale: scales["scale"] }, run.case.fact("steps"), 16);
+    let paint = |references: &[Reference]| {
+        let prompts = texts[2..3].to_vec();
+        let request =
+            SetRequest { references: references.to_vec(), prompts, negative_prompt: String::new(), seeds: vec![0] };
+        run.pipeline.paint(&[request], &settings, Some(&noise), &mut || Ok(())).unwrap()
+    };
+    let painted = paint(&references);
+    // Weights of references go a way of their own.
+    references[0].weight = 0.5;
+    let weighted = paint(&references);
+    assert!(values(&weighted.latents).iter().all(|value| value.is_finite()));
+    assert_ne!(values(&weighted.latents), values(&painted.latents));
+    // 2.8e-3 was seen; an f16 has eleven bits.
+    run.comparison.tensor("f16", &painted.latents, run.case.tensor("joint.latents"), 5e-3);
+    run.comparison.finish();
+}
+
 /// One branch and one set after the other: the same but for the rounding of sums.
 #[test]
 fn frugal_runs_are_the_same() {

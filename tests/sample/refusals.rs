@@ -90,6 +90,65 @@ fn wrong_requests_are_refused_before_the_sampling_starts() {
     assert_eq!(pictures, 0, "nothing was painted");
 }
 
+/// It takes a picture to edit, for which `sample` has no flag.
+#[test]
+fn a_network_of_instruct_pix2pix_is_refused_before_its_weights_are_read() {
+    let room = Room::new();
+    let model = room.path("model");
+    tiny_model::write(Path::new(&model), Family::Plain);
+    let config = Path::new(&model).join("unet/config.json");
+    let plain = fs::read_to_string(&config).expect("a config");
+    let eight = plain.replace("\"in_channels\": 4", "\"in_channels\": 8");
+    assert_ne!(eight, plain);
+    fs::write(&config, eight).expect("a writable folder");
+    let outcome = jedi(["sample", "--model", &model, "--out", &room.path("out"), "--prompt", "a cat", "--steps", "2"]);
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(2), ""), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("in_channels 8 is InstructPix2Pix's"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("`jedi inspect eps` runs"), "{}", outcome.stderr);
+}
+
+/// They were once missed when the networks were loaded, without the folder's name.
+#[test]
+fn a_folder_of_xl_without_its_second_parts_is_refused_by_name() {
+    let room = Room::new();
+    let whole = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-xl");
+    for (left_out, message) in
+        [("text_encoder_2", "no text_encoder_2/config.json"), ("tokenizer_2", "no tokenizer_2/vocab.json")]
+    {
+        let model = room.path(left_out);
+        copy_folder(&whole, Path::new(&model), left_out);
+        let outcome = jedi(["sample", "--model", &model, "--out", &room.path("out"), "--prompt", "a cat"]);
+        assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(&format!("--model {model}: is no whole model")), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(message), "{}", outcome.stderr);
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path, left_out: &str) {
+    fs::create_dir_all(to).expect("a writable folder");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("a name");
+        match path.is_dir() {
+            true if name == left_out => {}
+            true => copy_folder(&path, &to.join(name), left_out),
+            false => drop(fs::copy(&path, to.join(name)).expect("a file")),
+        }
+    }
+}
+
+/// The numbers of a GPU's formats are not the CPU's.
+#[test]
+fn a_number_format_that_the_device_lacks_is_refused_with_the_way_out() {
+    let room = Room::new();
+    let outcome = room.sample("out", &["--prompt", "a cat", "--dtype", "f16"]);
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(2), ""), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("--dtype f16: on a GPU only; on the CPU leave it out (f32)"), "{}", outcome.stderr);
+    for dtype in ["f32", "bf16"] {
+        done(&room.sample(dtype, &["--prompt", "a cat", "--dtype", dtype]));
+    }
+}
+
 #[test]
 fn noise_of_another_shape_is_refused_by_name() {
     let room = Room::new();

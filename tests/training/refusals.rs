@@ -81,6 +81,17 @@ fn weights_that_break_in_the_last_step_are_no_result() {
 }
 
 #[test]
+fn an_architecture_of_xl_is_refused_by_name() {
+    let world = World::new();
+    let xl = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-xl");
+    let ended = start(&world, &world.config_file(Joint), &[&format!("model.architecture={}", xl.display())]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{}", ended.stderr);
+    let says = |text: &str| assert!(ended.stderr.contains(text), "{text} is not in: {}", ended.stderr);
+    says(&format!("model.architecture: {}: is Stable Diffusion XL's", xl.display()));
+    says("which jedi samples but does not train; name one like Stable Diffusion 1 or 2");
+}
+
+#[test]
 fn a_failed_save_does_not_hide_why_training_stopped() {
     let world = World::new();
     let config = world.config(Joint, &["optimizer.lr=1e30", "optimizer.warmup_steps=0", "run.validate_every=0"]);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::record::Record;
-use crate::cli::{self, Guidance, SampleArgs, Sampler};
+use crate::cli::{self, Guidance, SampleArgs, Sampler, SteeringArgs};
 
 /// Settings of one picture, or of several that differ by their seeds; None: not said here. The fields of a line of a
 /// prompts file.
@@ -96,21 +96,22 @@ impl AskedMask {
 impl Asked {
     /// By the flags; the prompts come apart, as there may be many.
     pub fn by_flags(args: &SampleArgs, refs: Vec<AskedReference>) -> Self {
+        let steering = &args.steering;
         Self {
             prompt: None,
             negative_prompt: args.negative_prompt.clone(),
             refs: (!refs.is_empty()).then_some(refs),
             seed: args.seed,
             num_images: args.num_images,
-            steps: args.steps,
-            sampler: args.sampler,
-            karras: args.karras,
-            guidance: args.guidance,
-            scale: args.scale,
-            text_scale: args.text_scale,
-            image_scale: args.image_scale,
-            normalise_guidance: args.normalise_guidance,
-            guidance_rescale: args.guidance_rescale,
+            steps: steering.steps,
+            sampler: steering.sampler,
+            karras: steering.karras,
+            guidance: steering.guidance,
+            scale: steering.scale,
+            text_scale: steering.text_scale,
+            image_scale: steering.image_scale,
+            normalise_guidance: steering.normalise_guidance,
+            guidance_rescale: steering.guidance_rescale,
             size: args.size,
         }
     }
@@ -169,6 +170,21 @@ impl Asked {
             normalise_guidance: self.normalise_guidance.or(other.normalise_guidance),
             guidance_rescale: self.guidance_rescale.or(other.guidance_rescale),
             size: self.size.or(other.size),
+        }
+    }
+
+    /// How it is sampled, as the flags say it.
+    pub fn steering(&self) -> SteeringArgs {
+        SteeringArgs {
+            steps: self.steps,
+            sampler: self.sampler,
+            karras: self.karras,
+            guidance: self.guidance,
+            scale: self.scale,
+            text_scale: self.text_scale,
+            image_scale: self.image_scale,
+            normalise_guidance: self.normalise_guidance,
+            guidance_rescale: self.guidance_rescale,
         }
     }
 

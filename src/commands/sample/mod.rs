@@ -18,14 +18,15 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use candle_core::{Device, DeviceLocation};
+use candle_core::{DType, Device, DeviceLocation};
 
 use super::models;
+use super::steering::Steering;
 use crate::cli::{self, SampleArgs};
 use crate::device::Runtime;
 use crate::interrupt::Interrupt;
 use crate::invalid::invalid;
-use crate::model::{Family, Files};
+use crate::model::Family;
 use crate::ops::{Precision, set_matmul_precision};
 use crate::report;
 use crate::sample::gallery::check_file_writable;
@@ -51,8 +52,7 @@ pub fn run(args: SampleArgs) -> Result<()> {
     let gallery = Gallery::open(&args.out, sets.n_pictures())?;
     check_outputs(&args, &sets, &gallery)?;
 
-    let runtime = Runtime::open(args.device.name())?;
-    set_precision(run.dtype, &runtime.device)?;
+    let runtime = open_runtime(&args.device, run.dtype)?;
     let pipeline = Pipeline::load(&files, &runtime, run.is_coupled)?;
     let mut desk = Desk {
         run: &run,
@@ -66,7 +66,7 @@ pub fn run(args: SampleArgs) -> Result<()> {
     let mut tasks = desk.tasks(&sets)?;
     let given = given.map(|(noise, _)| noise);
     check_noise(&tasks, given.as_ref(), made.is_some(), &pipeline)?;
-    note_what_may_surprise(&args, &run, &tasks, &files, &pipeline)?;
+    note_what_may_surprise(&args, &run, &tasks, &pipeline)?;
 
     if args.prompts_file.is_some() {
         let done = take_done(&mut tasks, &gallery)?;
@@ -86,7 +86,7 @@ pub fn run(args: SampleArgs) -> Result<()> {
 /// What is wrong with guidance and sampler needs no model to be seen.
 fn check_guidance(sets: &Sets, model_scale: f64) -> Result<()> {
     for wish in sets.wishes() {
-        let check = || settings::sampler(&wish.asked).and(settings::guidance(&wish.asked, model_scale));
+        let check = || Steering::new(&wish.asked.steering(), model_scale);
         match &wish.origin {
             Some(origin) => check().with_context(|| origin.clone())?,
             None => check()?,
@@ -122,13 +122,26 @@ fn check_noise(tasks: &[Task], given: Option<&GivenNoise>, is_repeated: bool, pi
     given.validate(n_targets, n_references, steps, latent)
 }
 
-fn set_precision(dtype: cli::Dtype, device: &Device) -> Result<()> {
-    match dtype {
-        cli::Dtype::F32 => {}
-        cli::Dtype::Bf16 if device.is_cpu() => set_matmul_precision(Precision::Medium),
-        cli::Dtype::Bf16 => return Err(invalid("--dtype bf16: on the CPU only so far; leave it out on a GPU")),
-    }
-    Ok(())
+/// Where the networks run, in the number format that is asked for: on a GPU of their weights and of all between their layers,
+/// on the CPU of the factors of matrix products alone.
+fn open_runtime(device: &cli::Device, dtype: cli::Dtype) -> Result<Runtime> {
+    let runtime = Runtime::open(device.name())?;
+    let format = match (dtype, runtime.device.is_cpu()) {
+        (cli::Dtype::F32, _) => DType::F32,
+        (cli::Dtype::Bf16, true) => {
+            set_matmul_precision(Precision::Medium);
+            DType::F32
+        }
+        (cli::Dtype::F16, true) => {
+            return Err(invalid(
+                "--dtype f16: on a GPU only; on the CPU leave it out (f32), or give bf16 for faster matrix products where \
+                 there is AMX",
+            ));
+        }
+        (cli::Dtype::Bf16, false) => DType::BF16,
+        (cli::Dtype::F16, false) => DType::F16,
+    };
+    Ok(Runtime { dtype: format, ..runtime })
 }
 
 /// What would be lost or could not be written in the end.
@@ -146,13 +159,7 @@ fn check_outputs(args: &SampleArgs, sets: &Sets, gallery: &Gallery) -> Result<()
     Ok(())
 }
 
-fn note_what_may_surprise(
-    args: &SampleArgs,
-    run: &Run,
-    tasks: &[Task],
-    files: &Files,
-    pipeline: &Pipeline,
-) -> Result<()> {
+fn note_what_may_surprise(args: &SampleArgs, run: &Run, tasks: &[Task], pipeline: &Pipeline) -> Result<()> {
     let texts: BTreeSet<&str> = tasks
         .iter()
         .flat_map(|task| {
@@ -170,10 +177,10 @@ fn note_what_may_surprise(
         report::note("--prompt: is empty, so the picture follows the references alone");
     }
     let has_references = tasks.iter().any(|task| !task.references.is_empty());
-    if has_references && Family::of(files, &files.json("unet/config.json")?)? == Family::Inpainting {
+    if has_references && pipeline.family() == Family::Inpainting {
         report::note(format!(
-            "{}: is made for inpainting, not trained on sets, so this is training-free: the references go in as masked \
-             pictures beside coupled attention and the replacement trick",
+            "{}: is made for inpainting, not trained on sets, so this is training-free: the references go in as pictures \
+             of which nothing is masked, beside coupled attention and the replacement trick",
             run.model
         ));
     }

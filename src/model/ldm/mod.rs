@@ -4,6 +4,7 @@
 mod architecture;
 mod names;
 mod text;
+mod text_kind;
 mod unet;
 mod vae;
 
@@ -15,23 +16,21 @@ use super::config::{UnetConfig, VaeConfig};
 use super::text::TextConfig;
 use super::weights::Stored;
 
-pub use architecture::{Shapes, TextKind, scheduler, tokenizer_config};
+pub use architecture::{Shapes, scheduler, tokenizer_config};
+pub use text_kind::TextKind;
 
 /// In front of the U-Net's names.
 pub const UNET: &str = "model.diffusion_model.";
 /// In front of the VAE's names.
 pub const VAE: &str = "first_stage_model.";
-/// In front of the names of CLIP's text encoder (Stable Diffusion 1), which are transformers'.
-pub const CLIP: &str = "cond_stage_model.transformer.";
-/// In front of the names of OpenCLIP's text encoder (Stable Diffusion 2).
-pub const OPEN_CLIP: &str = "cond_stage_model.model.";
-/// In front of the names of both text encoders of Stable Diffusion XL.
-pub const XL_TEXT: &str = "conditioner.embedders.";
+/// In front of the names of the text encoder of Stable Diffusion XL's refiner, which reads prompts with one alone.
+pub const REFINER_TEXT: &str = "conditioner.embedders.0.model.";
 
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, Stored>;
 
-/// What belongs to no network that jedi builds: leftovers of training, and CLIP's other half.
+/// What belongs to no network that jedi builds: leftovers of training, and CLIP's other half (of which Stable Diffusion XL's
+/// second text encoder does use the projection).
 const LEFT_OVER: [&str; 5] = ["position_ids", "logit_scale", "text_projection", "text_projection.weight", "attn_mask"];
 
 /// The U-Net's tensors under diffusers' names.
@@ -76,20 +75,18 @@ pub fn vae_to_ldm(tensors: &Tensors, config: &VaeConfig) -> Result<Tensors> {
     tensors.iter().map(to_ldm).collect()
 }
 
-/// The text encoder's tensors under transformers' names, as many layers as the config has.
-pub fn text_from_ldm(file: &Tensors, config: &TextConfig) -> Result<Tensors> {
-    match TextKind::of(file.keys()) {
-        Some(TextKind::OpenClip) => text::from_open_clip(below(file, OPEN_CLIP), config),
-        _ => Ok(text::from_clip(below(file, CLIP))),
-    }
+/// A text encoder's tensors under transformers' names, as many layers as the config has.
+pub fn text_from_ldm(file: &Tensors, kind: TextKind, config: &TextConfig) -> Result<Tensors> {
+    let own = below(file, kind.prefix());
+    if kind.is_open_clip() { text::from_open_clip(own, kind, config) } else { Ok(text::from_clip(own)) }
 }
 
-/// The text encoder's tensors under LDM's names for this kind.
+/// A text encoder's tensors under LDM's names for this kind.
 pub fn text_to_ldm(tensors: &Tensors, kind: TextKind, config: &TextConfig) -> Result<Tensors> {
-    match kind {
-        TextKind::Clip => Ok(tensors.iter().map(|(name, tensor)| (CLIP.to_owned() + name, tensor.clone())).collect()),
-        TextKind::OpenClip => text::to_open_clip(tensors, config),
+    if kind.is_open_clip() {
+        return text::to_open_clip(tensors, kind, config);
     }
+    Ok(tensors.iter().map(|(name, tensor)| (kind.prefix().to_owned() + name, tensor.clone())).collect())
 }
 
 /// The tensors below a prefix, by the rest of their names.

@@ -1,15 +1,19 @@
-//! The text encoders in LDM. Stable Diffusion 1's has transformers' names; Stable Diffusion 2's is OpenCLIP's, with query, key
-//! and value in one matrix.
+//! The text encoders in LDM. Stable Diffusion 1's, and the first of XL, has transformers' names; Stable Diffusion 2's, and the
+//! second of XL, is OpenCLIP's, with query, key and value in one matrix.
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
 use super::names::Names;
-use super::{OPEN_CLIP, Tensors, is_left_over, known};
+use super::text_kind::TextKind;
+use super::{Tensors, is_left_over, known};
 use crate::model::text::TextConfig;
 use crate::model::weights::Stored;
 
 const FUSED: [&str; 3] = ["q_proj", "k_proj", "v_proj"];
+
+/// The projection of the pooled text. OpenCLIP multiplies by it from the right, transformers keeps a linear layer's weight.
+const PROJECTION: &str = "text_projection";
 
 const LAYER: [(&str, &str); 5] = [
     ("layer_norm1", "ln_1"),
@@ -44,18 +48,26 @@ fn layer_name(layer: usize) -> String {
 /// OpenCLIP's tensors under transformers' names. Layers behind those of the config are left out.
 pub fn from_open_clip<'a>(
     tensors: impl Iterator<Item = (&'a str, &'a Stored)>,
+    kind: TextKind,
     config: &TextConfig,
 ) -> Result<Tensors> {
     let names = names(config.num_hidden_layers);
     let mut found = Tensors::new();
-    for (name, tensor) in tensors.filter(|(name, _)| !is_left_over(name)) {
+    for (name, tensor) in tensors {
+        if name == PROJECTION && config.pooled_width().is_some() {
+            found.insert(format!("{PROJECTION}.weight"), tensor.transposed()?);
+            continue;
+        }
+        if is_left_over(name) {
+            continue;
+        }
         let layer = name.strip_prefix("transformer.resblocks.").and_then(|rest| rest.split_once('.'));
         let layer = layer.and_then(|(layer, rest)| Some((layer.parse::<usize>().ok()?, rest)));
         match layer {
             Some((layer, _)) if layer >= config.num_hidden_layers => {}
             Some((layer, "attn.in_proj_weight")) => split(&mut found, layer, "weight", tensor)?,
             Some((layer, "attn.in_proj_bias")) => split(&mut found, layer, "bias", tensor)?,
-            _ => drop(found.insert(known(OPEN_CLIP, name, names.diffusers(name))?, tensor.clone())),
+            _ => drop(found.insert(known(kind.prefix(), name, names.diffusers(name))?, tensor.clone())),
         }
     }
     Ok(found)
@@ -72,36 +84,39 @@ fn split(found: &mut Tensors, layer: usize, kind: &str, fused: &Stored) -> Resul
 
 /// The tensors under OpenCLIP's names. The network's last layer, which Stable Diffusion 2 does not use and diffusers leaves
 /// out, is put back as zeros, which pass their input on: programs that build all of OpenCLIP find all of it.
-pub fn to_open_clip(tensors: &Tensors, config: &TextConfig) -> Result<Tensors> {
+pub fn to_open_clip(tensors: &Tensors, kind: TextKind, config: &TextConfig) -> Result<Tensors> {
     let n_layers = config.num_hidden_layers;
+    let (prefix, component) = (kind.prefix(), kind.component());
     let names = names(n_layers);
     let mut written = Tensors::new();
     for (name, tensor) in tensors {
-        if FUSED.iter().any(|part| name.contains(&format!(".{part}."))) {
-            continue;
+        if name == "text_projection.weight" {
+            written.insert(format!("{prefix}{PROJECTION}"), tensor.transposed()?);
+        } else if !FUSED.iter().any(|part| name.contains(&format!(".{part}."))) {
+            written.insert(prefix.to_owned() + &known("", name, names.ldm(name))?, tensor.clone());
         }
-        written.insert(OPEN_CLIP.to_owned() + &known("", name, names.ldm(name))?, tensor.clone());
     }
-    let resblock = |layer: usize| format!("{OPEN_CLIP}transformer.resblocks.{layer}");
+    let resblock = |layer: usize| format!("{prefix}transformer.resblocks.{layer}");
     for layer in 0..n_layers {
         for kind in ["weight", "bias"] {
             let part = |part| {
                 let name = format!("{}.self_attn.{part}.{kind}", layer_name(layer));
-                tensors.get(&name).cloned().with_context(|| format!("text encoder: tensor {name} is missing"))
+                tensors.get(&name).cloned().with_context(|| format!("{component}: tensor {name} is missing"))
             };
             let parts = FUSED.iter().map(part).collect::<Result<Vec<_>>>()?;
             written.insert(format!("{}.attn.in_proj_{kind}", resblock(layer)), Stored::stacked(parts)?);
         }
     }
-    ensure!(n_layers > 0, "text encoder: has no layers");
-    let first = resblock(0);
-    let of_first: Vec<(String, Stored)> = written
-        .iter()
-        .filter_map(|(name, tensor)| Some((name.strip_prefix(&first)?.strip_prefix('.')?.to_owned(), tensor.clone())))
-        .collect();
-    for (name, like) in of_first {
-        let zeros = Tensor::zeros(like.shape(), DType::try_from(like.dtype())?, &Device::Cpu)?;
-        written.insert(format!("{}.{name}", resblock(n_layers)), zeros.into());
+    ensure!(n_layers > 0, "{component}: has no layers");
+    if kind == TextKind::OpenClip {
+        let first = resblock(0);
+        let of_first = written.iter().filter_map(|(name, tensor)| {
+            Some((name.strip_prefix(&first)?.strip_prefix('.')?.to_owned(), tensor.clone()))
+        });
+        for (name, like) in of_first.collect::<Vec<_>>() {
+            let zeros = Tensor::zeros(like.shape(), DType::try_from(like.dtype())?, &Device::Cpu)?;
+            written.insert(format!("{}.{name}", resblock(n_layers)), zeros.into());
+        }
     }
     Ok(written)
 }

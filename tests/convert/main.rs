@@ -1,10 +1,14 @@
 //! `jedi convert` and single files, from outside: every family that jedi tells apart, from a diffusers folder to Stable
 //! Diffusion's own layout and back, with and without what jedi itself writes into the metadata.
 
+#[path = "../harness/mod.rs"]
 mod harness;
-#[path = "harness/room.rs"]
+mod model;
+#[path = "../harness/room.rs"]
 mod room;
+#[path = "../tiny_model/mod.rs"]
 mod tiny_model;
+mod xl;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,11 +16,12 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use harness::{Outcome, jedi};
+use jedi::model::Files;
+use jedi::model::convert::NETWORKS;
 use jedi::model::files::read_safetensors;
-use jedi::model::params::{NamedVars, Params};
-use jedi::model::write::{write_component, write_json, write_tensors};
-use jedi::model::{Files, JointUnet, TextConfig, TextEncoder, UnetConfig, Vae, VaeConfig};
+use jedi::model::write::{write_json, write_tensors};
 use jedi::rng::Rng;
+use model::{Kind, Model, SD1, SD2, XL, tokenizer};
 use room::Room;
 use serde_json::{Value, json};
 use tiny_model::Family;
@@ -30,81 +35,6 @@ fn convert(model: &str, out: &str, flags: &[&str]) -> Outcome {
     jedi(["convert", "--model", model, "--out", out].iter().chain(flags))
 }
 
-/// A folder of the tokenizer of the tiny pipeline: 604 tokens.
-fn tokenizer() -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny-pipeline/tokenizer").display().to_string()
-}
-
-/// A model in the proportions of Stable Diffusion 1 or 2 (its heads and groups), a fraction of its size.
-struct Model {
-    is_sd2: bool,
-    in_channels: usize,
-    prediction: &'static str,
-}
-
-const SD1: Model = Model { is_sd2: false, in_channels: 4, prediction: "epsilon" };
-const SD2: Model = Model { is_sd2: true, in_channels: 4, prediction: "epsilon" };
-
-impl Model {
-    fn write(&self, folder: &Path) {
-        let widths = if self.is_sd2 { [64, 128] } else { [32, 64] };
-        let unet: UnetConfig = serde_json::from_value(json!({
-            "sample_size": if self.prediction == "epsilon" { 64 } else { 96 },
-            "in_channels": self.in_channels, "out_channels": 4, "block_out_channels": widths, "layers_per_block": 1,
-            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-            "attention_head_dim": if self.is_sd2 { json!([1, 2]) } else { json!(8) },
-            "cross_attention_dim": 64, "use_linear_projection": self.is_sd2,
-        }))
-        .expect("a U-Net config");
-        let vae: VaeConfig = serde_json::from_value(json!({
-            "sample_size": 512, "block_out_channels": [32, 32], "down_block_types": (["DownEncoderBlock2D"; 2]),
-            "up_block_types": (["UpDecoderBlock2D"; 2]),
-        }))
-        .expect("a VAE config");
-        let text: TextConfig = serde_json::from_value(json!({
-            "vocab_size": 604, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-            "num_attention_heads": 1, "hidden_act": if self.is_sd2 { "gelu" } else { "quick_gelu" },
-        }))
-        .expect("a text encoder config");
-        let random = |seed| Params::random(seed, &Device::Cpu, DType::F32);
-        let mut weights = plain(JointUnet::new(&unet, random(1)).expect("a U-Net").1);
-        if self.is_sd2 {
-            // By the spread of this norm the models that predict v are known.
-            let name = "up_blocks.1.attentions.1.transformer_blocks.0.norm1.bias";
-            let spread = if self.prediction == "epsilon" { 0.02 } else { 0.3 };
-            let bias = (Rng::new(4, "bias", 0).normal_tensor(&[64]).expect("a tensor") * spread).expect("a tensor");
-            assert!(weights.insert(name.into(), bias).is_some());
-        }
-        write_component(folder, "unet", &unet, &weights).expect("a writable folder");
-        write_component(folder, "vae", &vae, &plain(Vae::new(&vae, random(2)).expect("a VAE").1)).expect("a folder");
-        let weights = plain(TextEncoder::new(&text, random(3)).expect("a text encoder").1);
-        write_component(folder, "text_encoder", &text, &weights).expect("a writable folder");
-        let scheduler = json!({
-            "_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012,
-            "beta_schedule": "scaled_linear", "prediction_type": self.prediction, "timestep_spacing": "leading",
-            "steps_offset": 1, "set_alpha_to_one": false, "clip_sample": false,
-        });
-        write_json(&folder.join("scheduler/scheduler_config.json"), &scheduler).expect("a writable folder");
-        for name in ["vocab.json", "merges.txt"] {
-            fs::create_dir_all(folder.join("tokenizer")).expect("a writable folder");
-            fs::copy(Path::new(&tokenizer()).join(name), folder.join("tokenizer").join(name)).expect("a file");
-        }
-        let pad = if self.is_sd2 { "!" } else { "<|endoftext|>" };
-        let config = json!({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": pad});
-        write_json(&folder.join("tokenizer/tokenizer_config.json"), &config).expect("a writable folder");
-    }
-}
-
-fn plain(vars: NamedVars) -> BTreeMap<String, Tensor> {
-    vars.into_iter().map(|(name, var)| (name, var.as_detached_tensor())).collect()
-}
-
-/// The same tensors as a file from elsewhere would have them: no metadata.
-fn without_metadata(from: &str, to: &str) {
-    write_tensors(Path::new(to), &read_safetensors(Path::new(from)).expect("a file"), &[]).expect("a writable folder");
-}
-
 fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.to_dtype(DType::F32).and_then(|tensor| tensor.flatten_all()?.to_vec1()).expect("values")
 }
@@ -112,7 +42,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 /// Every tensor of every network, by diffusers' names.
 fn networks(files: &Files) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
     let mut all = BTreeMap::new();
-    for part in ["unet", "vae", "text_encoder"] {
+    for part in NETWORKS.iter().filter(|part| files.contains(&format!("{part}/config.json"))) {
         for (name, tensor) in files.tensors(part).expect("weights").0 {
             all.insert(format!("{part}/{name}"), (tensor.dims().to_vec(), values(&tensor)));
         }
@@ -125,13 +55,19 @@ fn folder(path: &str) -> Files {
 }
 
 /// What the networks make of given inputs; the file to compare.
-fn eps(room: &Room, model: &str, in_channels: usize) -> Vec<f32> {
+fn eps(room: &Room, path: &str, model: &Model) -> Vec<f32> {
+    let in_channels = model.in_channels;
     let normal = |purpose: &str, shape: &[usize]| Rng::new(7, purpose, 0).normal_tensor(shape).expect("a tensor");
     let mut inputs = BTreeMap::from([
         ("noisy".to_owned(), normal("noisy", &[2, 4, 4, 4])),
         ("timesteps".to_owned(), Tensor::new(&[500i64], &Device::Cpu).expect("a tensor")),
-        ("context".to_owned(), normal("context", &[2, 5, 64])),
+        ("context".to_owned(), normal("context", &[2, 5, model.context_width()])),
     ]);
+    if model.kind == Kind::Xl {
+        inputs.insert("text_embeds".into(), normal("text_embeds", &[2, model::POOLED]));
+        let sizes = [[64f32, 48., 0., 8., 64., 64.]; 2];
+        inputs.insert("time_ids".into(), Tensor::new(&sizes, &Device::Cpu).expect("a tensor"));
+    }
     if in_channels > 4 {
         inputs.insert("reference".into(), normal("reference", &[2, 4, 4, 4]));
     }
@@ -140,7 +76,7 @@ fn eps(room: &Room, model: &str, in_channels: usize) -> Vec<f32> {
     }
     let (file, out) = (room.path("in.safetensors"), room.path("out.safetensors"));
     write_tensors(Path::new(&file), &inputs, &[("set_size", "2".into())]).expect("a writable folder");
-    done(&jedi(["inspect", "eps", "--model", model, "--inputs", &file, "--outputs", &out]));
+    done(&jedi(["inspect", "eps", "--model", path, "--inputs", &file, "--outputs", &out]));
     values(&read_safetensors(Path::new(&out)).expect("the outputs")["eps"])
 }
 
@@ -149,7 +85,8 @@ fn context(room: &Room, model: &str, flags: &[&str]) -> Vec<f32> {
     let args = ["inspect", "text", "--model", model, "--prompt", "a photo of the dog", "--outputs", &out];
     done(&jedi(args.iter().chain(flags)));
     let outputs = read_safetensors(Path::new(&out)).expect("the outputs");
-    [values(&outputs["tokens"]), values(&outputs["context"])].concat()
+    let names = ["tokens", "context", "tokens_2", "text_embeds"];
+    names.iter().filter_map(|name| outputs.get(*name)).flat_map(values).collect()
 }
 
 fn describe(model: &str) -> String {
@@ -165,29 +102,32 @@ fn every_family_goes_into_a_file_and_is_found_out_from_its_tensors_alone() {
         ("sd2", SD2, "prediction: epsilon"),
         ("sd2-v", Model { prediction: "v_prediction", ..SD2 }, "prediction: v_prediction"),
         ("sd2-inpainting", Model { in_channels: 9, ..SD2 }, "family: inpainting (9 channels"),
+        ("xl", XL, "text_encoder_2: "),
+        ("xl-v", Model { prediction: "v_prediction", ..XL }, "text_encoder_2: "),
+        ("xl-inpainting", Model { in_channels: 9, ..XL }, "family: inpainting (9 channels"),
     ] {
         let room = Room::new();
         let (own, file, bare, back) =
             (room.path("own"), room.path("file.safetensors"), room.path("bare.safetensors"), room.path("back"));
         model.write(Path::new(&own));
         assert_eq!(done(&convert(&own, &file, &[])), file);
-        without_metadata(&file, &bare);
+        model.without_metadata(&file, &bare);
         assert!(describe(&bare).contains(says), "{name}: {}", describe(&bare));
 
         let tokenizer = tokenizer();
-        let expected = (eps(&room, &own, model.in_channels), context(&room, &own, &[]));
-        assert_eq!(eps(&room, &file, model.in_channels), expected.0, "{name}");
-        assert_eq!(eps(&room, &bare, model.in_channels), expected.0, "{name}");
+        let expected = (eps(&room, &own, &model), context(&room, &own, &[]));
+        assert_eq!(eps(&room, &file, &model), expected.0, "{name}");
+        assert_eq!(eps(&room, &bare, &model), expected.0, "{name}");
         assert_eq!(context(&room, &file, &[]), expected.1, "{name}");
         assert_eq!(context(&room, &bare, &["--tokenizer", &tokenizer]), expected.1, "{name}");
 
         done(&convert(&bare, &back, &["--tokenizer", &tokenizer]));
         assert_eq!(networks(&folder(&back)), networks(&folder(&own)), "{name}");
-        for config in
-            ["unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"]
-        {
+        let networks = NETWORKS.iter().map(|network| format!("{network}/config.json"));
+        let configs = networks.chain(["scheduler/scheduler_config.json".to_owned()]);
+        for config in configs.filter(|config| folder(&own).contains(config)) {
             let (found, expected): (Value, Value) =
-                (folder(&back).json(config).expect(config), folder(&own).json(config).expect(config));
+                (folder(&back).json(&config).expect("JSON"), folder(&own).json(&config).expect("JSON"));
             assert_eq!(found, expected, "{name}: {config}");
         }
         assert_eq!(context(&room, &back, &[]), expected.1, "{name}");
@@ -196,6 +136,9 @@ fn every_family_goes_into_a_file_and_is_found_out_from_its_tensors_alone() {
         assert!(index["_diffusers_version"].is_string(), "{name}: {index}");
         let class = index["_class_name"].as_str().expect("a pipeline");
         assert_eq!(class.contains("Inpaint"), model.in_channels == 9, "{name}: {class}");
+        assert_eq!(class.contains("XL"), model.kind == Kind::Xl, "{name}: {class}");
+        let second = if model.kind == Kind::Xl { json!("CLIPTextModelWithProjection") } else { Value::Null };
+        assert_eq!((&index["text_encoder_2"][1], index["tokenizer_2"].is_array()), (&second, model.kind == Kind::Xl));
     }
 }
 
@@ -205,7 +148,7 @@ fn a_single_file_samples_with_its_own_tokenizer_or_one_that_is_named_or_lies_bes
     let (own, file, bare) = (room.path("own"), room.path("file.safetensors"), room.path("bare.safetensors"));
     SD1.write(Path::new(&own));
     done(&convert(&own, &file, &[]));
-    without_metadata(&file, &bare);
+    SD1.without_metadata(&file, &bare);
     let sample = |model: &str, out: &str, flags: &[&str]| {
         let out = room.path(out);
         let args = ["sample", "--model", model, "--prompt", "a dog", "--steps", "2", "--size", "16", "--out", &out];
@@ -278,10 +221,11 @@ fn a_plain_model_becomes_a_joint_one_that_predicts_the_same() {
     SD1.write(Path::new(&plain));
     done(&convert(&plain, &joint, &["--joint"]));
     done(&convert(&plain, &file, &["--joint"]));
+    let nine = Model { in_channels: 9, ..SD1 };
     for model in [&joint, &file] {
         let said = describe(model);
         assert!(said.contains("family: joint (9 channels") && said.contains("trained steps: 0"), "{said}");
-        let (found, expected) = (eps(&room, model, 9), eps(&room, &plain, 4));
+        let (found, expected) = (eps(&room, model, &nine), eps(&room, &plain, &SD1));
         let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
         for (found, expected) in found.iter().zip(&expected) {
             assert!((found - expected).abs() <= 1e-5 * largest, "{found}, {expected}");
@@ -289,10 +233,10 @@ fn a_plain_model_becomes_a_joint_one_that_predicts_the_same() {
     }
     // A model for inpainting has the channels already.
     let (inpainting, joint) = (room.path("inpainting"), room.path("from-inpainting.safetensors"));
-    Model { in_channels: 9, ..SD1 }.write(Path::new(&inpainting));
+    nine.write(Path::new(&inpainting));
     done(&convert(&inpainting, &joint, &["--joint"]));
     assert!(describe(&joint).contains("family: joint (9 channels"));
-    assert_eq!(eps(&room, &joint, 9), eps(&room, &inpainting, 9));
+    assert_eq!(eps(&room, &joint, &nine), eps(&room, &inpainting, &nine));
     let pix2pix = room.path("pix2pix");
     Model { in_channels: 8, ..SD1 }.write(Path::new(&pix2pix));
     let outcome = convert(&pix2pix, &room.path("refused"), &["--joint"]);
@@ -308,7 +252,7 @@ fn what_is_predicted_can_be_told() {
     Model { prediction: "v_prediction", ..SD2 }.write(Path::new(&own));
     done(&convert(&own, &file, &[]));
     assert!(describe(&file).contains("metadata modelspec.prediction_type = v\n"), "{}", describe(&file));
-    without_metadata(&file, &bare);
+    SD2.without_metadata(&file, &bare);
     let tokenizer = tokenizer();
     let outcome = convert(&bare, &told, &["--tokenizer", &tokenizer, "--prediction", "epsilon"]);
     done(&outcome);
