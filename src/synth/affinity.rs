@@ -20,13 +20,13 @@ pub struct AffinitySettings {
     /// Tells subjects apart: `palette`, or an image model (the paper: CLIP).
     pub model: String,
     /// Pairs more alike than this are one subject (the paper: 0.95 for CLIP).
-    pub threshold: f32,
+    pub threshold: f64,
     /// Tells another view from a mere copy: `layout`, or an image model (DINO); empty: none.
     pub copies_model: String,
     /// Pairs more alike than this, to that model, are copies, of which one is kept.
-    pub copies_above: f32,
+    pub copies_above: f64,
     /// Pairs less alike than this, to that model, are not joined; 0: the threshold alone decides.
-    pub copies_model_min: f32,
+    pub copies_model_min: f64,
 }
 
 impl Default for AffinitySettings {
@@ -104,13 +104,13 @@ fn choose(settings: &AffinitySettings, common: &Common, draft: &mut Draft) {
     let mut is_copy = vec![false; n];
     for pair in &draft.record.pairs {
         let [first, second] = pair.of;
-        if !is_copy[first] && pair.copy.is_some_and(|copy| copy > settings.copies_above) {
+        if !is_copy[first] && pair.copy.is_some_and(|copy| f64::from(copy) > settings.copies_above) {
             is_copy[second] = true;
         }
     }
     let is_joined = |pair: &&Pair| {
-        pair.identity > settings.threshold
-            && pair.copy.is_none_or(|copy| copy >= settings.copies_model_min)
+        f64::from(pair.identity) > settings.threshold
+            && pair.copy.is_none_or(|copy| f64::from(copy) >= settings.copies_model_min)
             && !pair.of.iter().any(|&instance| is_copy[instance])
     };
     let edges: Vec<[usize; 2]> = draft.record.pairs.iter().filter(is_joined).map(|pair| pair.of).collect();

@@ -24,7 +24,7 @@ pub struct InstanceSettings {
     /// `plain-ground`, or a segmentation model.
     pub segmenter: String,
     /// Detections below this score are dropped.
-    pub min_score: f32,
+    pub min_score: f64,
     /// Smallest share of the collage's area that a detection's rectangle takes.
     pub min_share: f64,
     /// Largest such share.
@@ -116,7 +116,7 @@ fn thinned(
                 || area.top < edge
                 || area.left + area.width + edge > size.0
                 || area.top + area.height + edge > size.1);
-        let reason = if detection.score < settings.min_score {
+        let reason = if f64::from(detection.score) < settings.min_score {
             "unsure"
         } else if share < settings.min_share {
             "too small"

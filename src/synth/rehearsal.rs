@@ -192,7 +192,7 @@ fn memory_changes_the_order_of_work_alone() {
     let mut some = job(&root, "some");
     some.config.sets.memory_gb = 9.0;
     let n_groups = |job: &Job| job.groups(&tools(|_| false, &Counters::default())).len();
-    assert_eq!((n_groups(&together), n_groups(&alone), n_groups(&some)), (2, 8, 3));
+    assert_eq!((n_groups(&together), n_groups(&alone), n_groups(&some)), (2, 8, 4));
     [&together, &alone, &some].map(run);
     assert!(files(&together) == files(&alone) && files(&together) == files(&some));
 }

@@ -109,14 +109,14 @@ impl SynthConfig {
         }
         let (instances, affinity, compose) = (&self.instances, &self.affinity, &self.compose);
         for (name, value) in [
-            ("instances.min_score", f64::from(instances.min_score)),
+            ("instances.min_score", instances.min_score),
             ("instances.min_share", instances.min_share),
             ("instances.max_share", instances.max_share),
             ("instances.max_overlap", instances.max_overlap),
             ("instances.min_fill", instances.min_fill),
-            ("affinity.threshold", f64::from(affinity.threshold)),
-            ("affinity.copies_above", f64::from(affinity.copies_above)),
-            ("affinity.copies_model_min", f64::from(affinity.copies_model_min)),
+            ("affinity.threshold", affinity.threshold),
+            ("affinity.copies_above", affinity.copies_above),
+            ("affinity.copies_model_min", affinity.copies_model_min),
             ("compose.min_scale", compose.min_scale),
             ("compose.max_scale", compose.max_scale),
             ("stylise.probability", self.stylise.probability),
@@ -226,7 +226,7 @@ mod tests {
         };
         assert!(refusal(|c| c.sets.batch = 0).starts_with("sets.batch = 0: "));
         assert!(refusal(|c| c.sets.min_images = 5).contains("is more than sets.max_images = 4"));
-        assert!(refusal(|c| c.affinity.threshold = f32::NAN).starts_with("affinity.threshold = NaN: "));
+        assert!(refusal(|c| c.affinity.threshold = f64::NAN).starts_with("affinity.threshold = NaN: "));
         assert!(refusal(|c| c.compose.min_scale = 0.9).contains("is more than compose.max_scale"));
         assert!(refusal(|c| c.collage.prompt = "a cat".into()).starts_with("collage.prompt: "));
         assert!(refusal(|c| c.sets.memory_gb = -1.0).starts_with("sets.memory_gb = -1: "));

@@ -142,7 +142,7 @@ mod tests {
     fn a_tool_is_opened_when_it_is_needed_and_again_after_it_was_closed() {
         let opened = Rc::new(Cell::new(0));
         let count = opened.clone();
-        let mut tool: Tool<dyn Captioner> = Tool::new(Model::code("echo", 1), move || {
+        let mut tool = Tool::<dyn Captioner>::new(Model::code("echo", 1), move || {
             count.set(count.get() + 1);
             Ok(Box::new(Echo))
         });

@@ -45,7 +45,7 @@ impl Styler for Filter {
     }
 }
 
-/// A pixel for every 32 of the picture's side, at least one.
+/// A pixel for every 48 of the picture's side, at least one.
 fn radius(image: &RgbImage) -> i64 {
     i64::from(image.width().min(image.height()) / 48).max(1)
 }
