@@ -5,7 +5,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::draft::{Draft, Pair, PictureRecord, SetRecord};
-use super::patience::answers;
+use super::patience::{Patience, answers};
 use super::settings::Common;
 use super::stage::{Cutout, Embedder, Stage};
 use super::tool::{Tool, Tools};
@@ -43,11 +43,12 @@ impl Default for AffinitySettings {
 
 /// Compares the instances of each draft and makes sets of those that are one subject.
 pub fn run(settings: &AffinitySettings, common: &Common, tools: &mut Tools, drafts: &mut [Draft]) -> Result<()> {
+    let patience = Patience::with(common, drafts);
     let mut alive: Vec<&mut Draft> = drafts.iter_mut().filter(|draft| draft.is_alive()).collect();
     let cutouts: Vec<&[Cutout]> = alive.iter().map(|draft| draft.cutouts.as_slice()).collect();
-    let identity = similarities(&mut tools.identity, common.retries, &cutouts)?;
+    let identity = similarities(&mut tools.identity, patience, &cutouts)?;
     let copies = match &mut tools.copies {
-        Some(tool) => Some(similarities(tool, common.retries, &cutouts)?),
+        Some(tool) => Some(similarities(tool, patience, &cutouts)?),
         None => None,
     };
     for (idx, draft) in alive.iter_mut().enumerate() {
@@ -75,14 +76,14 @@ pub type Similarities = Vec<([usize; 2], f32)>;
 /// The cosine of every two pictures of each group; one failure fails its group.
 pub fn similarities(
     tool: &mut Tool<dyn Embedder>,
-    retries: usize,
+    patience: Patience,
     groups: &[&[Cutout]],
 ) -> Result<Vec<Result<Similarities>>> {
     let all: Vec<Cutout> = groups.iter().flat_map(|group| group.iter().cloned()).collect();
     let asks: Vec<usize> = (0..all.len()).collect();
     let name = tool.model.name.clone();
     let model = tool.get()?;
-    let mut found = answers(&name, retries, &asks, &mut |asks| {
+    let mut found = answers(&name, patience, &asks, &mut |asks| {
         let some: Vec<Cutout> = asks.iter().map(|&idx| all[idx].clone()).collect();
         model.embeddings(&some)
     })?

@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::draft::{Draft, pictures_of};
-use super::patience::answers;
+use super::patience::{Patience, answers};
 use super::settings::Common;
 use super::stage::{CaptionAsk, Stage};
 use super::tool::Tools;
@@ -28,6 +28,7 @@ impl Default for CaptionSettings {
 
 /// Describes the pictures.
 pub fn run(common: &Common, tools: &mut Tools, drafts: &mut [Draft]) -> Result<()> {
+    let patience = Patience::with(common, drafts);
     let name = tools.caption.model.name.clone();
     let tool = tools.caption.get()?;
     let places = pictures_of(drafts);
@@ -45,7 +46,7 @@ pub fn run(common: &Common, tools: &mut Tools, drafts: &mut [Draft]) -> Result<(
             }
         })
         .collect();
-    let captions = answers(&name, common.retries, &asks, &mut |asks| tool.captions(asks))?;
+    let captions = answers(&name, patience, &asks, &mut |asks| tool.captions(asks))?;
     for ((draft_idx, set_idx, picture_idx), answer) in places.into_iter().zip(captions) {
         let draft = &mut drafts[draft_idx];
         match answer.as_deref().map(str::trim) {

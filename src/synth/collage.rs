@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::draft::Draft;
-use super::patience::answers;
+use super::patience::{Patience, answers};
 use super::settings::Common;
 use super::stage::{CollageAsk, Stage};
 use super::tool::Tools;
@@ -30,6 +30,7 @@ impl Default for CollageSettings {
 
 /// Paints the collages.
 pub fn run(settings: &CollageSettings, common: &Common, tools: &mut Tools, drafts: &mut [Draft]) -> Result<()> {
+    let patience = Patience::with(common, drafts);
     let mut alive: Vec<&mut Draft> = drafts.iter_mut().filter(|draft| draft.is_alive()).collect();
     let prompts: Vec<String> = alive
         .iter()
@@ -48,7 +49,7 @@ pub fn run(settings: &CollageSettings, common: &Common, tools: &mut Tools, draft
         .collect();
     let name = tools.collage.model.name.clone();
     let tool = tools.collage.get()?;
-    let found = answers(&name, common.retries, &asks, &mut |asks| tool.collages(asks))?;
+    let found = answers(&name, patience, &asks, &mut |asks| tool.collages(asks))?;
     for (draft, answer) in alive.iter_mut().zip(found) {
         match answer {
             Ok(collage) => {

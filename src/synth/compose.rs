@@ -5,7 +5,7 @@ use image::{GrayImage, Luma, Rgb, RgbImage, Rgba, RgbaImage, imageops};
 use serde::{Deserialize, Serialize};
 
 use super::draft::{Draft, Picture, pictures_of};
-use super::patience::answers;
+use super::patience::{Patience, answers};
 use super::settings::Common;
 use super::stage::{Area, Cutout, InpaintAsk, Stage};
 use super::tool::Tools;
@@ -41,6 +41,7 @@ const EMPTY: Rgb<u8> = Rgb([127; 3]);
 
 /// Pastes and paints.
 pub fn run(settings: &ComposeSettings, common: &Common, tools: &mut Tools, drafts: &mut [Draft]) -> Result<()> {
+    let patience = Patience::with(common, drafts);
     let name = tools.compose.model.name.clone();
     let tool = tools.compose.get()?;
     let side = tool.size();
@@ -64,7 +65,7 @@ pub fn run(settings: &ComposeSettings, common: &Common, tools: &mut Tools, draft
         .iter()
         .map(|(pasted, prompt, seed)| InpaintAsk { image: &pasted.image, known: &pasted.mask, prompt, seed: *seed })
         .collect();
-    let painted = answers(&name, common.retries, &asks, &mut |asks| tool.inpainted(asks))?;
+    let painted = answers(&name, patience, &asks, &mut |asks| tool.inpainted(asks))?;
     for draft in drafts.iter_mut().filter(|draft| draft.is_alive()) {
         draft.pictures = vec![vec![]; draft.record.sets.len()];
     }

@@ -6,7 +6,7 @@ use image::{GrayImage, imageops};
 use serde::{Deserialize, Serialize};
 
 use super::draft::{Draft, Dropped, Found};
-use super::patience::answers;
+use super::patience::{Patience, answers};
 use super::settings::Common;
 use super::stage::{Area, Cutout, DetectAsk, Detection, SegmentAsk, Stage};
 use super::tool::Tools;
@@ -57,10 +57,11 @@ impl Default for InstanceSettings {
 
 /// Finds and cuts out.
 pub fn run(settings: &InstanceSettings, common: &Common, tools: &mut Tools, drafts: &mut [Draft]) -> Result<()> {
+    let patience = Patience::with(common, drafts);
     let mut alive: Vec<&mut Draft> = drafts.iter_mut().filter(|draft| draft.is_alive()).collect();
-    detect(settings, common, tools, &mut alive)?;
+    detect(settings, patience, tools, &mut alive)?;
     alive.retain(|draft| draft.is_alive());
-    segment(settings, common, tools, &mut alive)?;
+    segment(settings, patience, tools, &mut alive)?;
     for draft in alive.into_iter().filter(|draft| draft.is_alive()) {
         true_things(draft);
         let n_found = draft.record.instances.len();
@@ -71,14 +72,14 @@ pub fn run(settings: &InstanceSettings, common: &Common, tools: &mut Tools, draf
     Ok(())
 }
 
-fn detect(settings: &InstanceSettings, common: &Common, tools: &mut Tools, alive: &mut [&mut Draft]) -> Result<()> {
+fn detect(settings: &InstanceSettings, patience: Patience, tools: &mut Tools, alive: &mut [&mut Draft]) -> Result<()> {
     let asks: Vec<DetectAsk> = alive
         .iter()
         .filter_map(|draft| Some(DetectAsk { image: draft.collage.as_ref()?, phrase: &draft.record.object }))
         .collect();
     let name = tools.detect.model.name.clone();
     let tool = tools.detect.get()?;
-    let found = answers(&name, common.retries, &asks, &mut |asks| tool.detections(asks))?;
+    let found = answers(&name, patience, &asks, &mut |asks| tool.detections(asks))?;
     for (draft, answer) in alive.iter_mut().zip(found) {
         match answer {
             Ok(detections) => {
@@ -137,7 +138,7 @@ fn thinned(
     (kept, dropped)
 }
 
-fn segment(settings: &InstanceSettings, common: &Common, tools: &mut Tools, alive: &mut [&mut Draft]) -> Result<()> {
+fn segment(settings: &InstanceSettings, patience: Patience, tools: &mut Tools, alive: &mut [&mut Draft]) -> Result<()> {
     let areas: Vec<Vec<Area>> =
         alive.iter().map(|draft| draft.record.instances.iter().map(|found| found.area).collect()).collect();
     let asks: Vec<SegmentAsk> = alive
@@ -147,7 +148,7 @@ fn segment(settings: &InstanceSettings, common: &Common, tools: &mut Tools, aliv
         .collect();
     let name = tools.segment.model.name.clone();
     let tool = tools.segment.get()?;
-    let found = answers(&name, common.retries, &asks, &mut |asks| tool.segments(asks))?;
+    let found = answers(&name, patience, &asks, &mut |asks| tool.segments(asks))?;
     for (draft, answer) in alive.iter_mut().zip(found) {
         let segments = match answer {
             Ok(segments) => segments,

@@ -2,22 +2,41 @@
 
 use anyhow::{Result, anyhow, bail};
 
+use super::draft::Draft;
+use super::settings::Common;
 use super::stage::Answers;
 use crate::invalid::is_invalid;
 
 /// From so many asks on that all failed, the model is taken to be broken rather than the asks.
 const ALL_FAILED_FROM: usize = 3;
 
-/// One answer an ask; those that failed have been asked `retries` times more. The `Err` of the whole means that going on has no
+/// How failures are borne.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// How often what failed is asked again.
+    pub retries: usize,
+    /// All asks together may fail. In later attempts they may: only what failed before is asked there, and a model that
+    /// refuses a few objects for good is not broken.
+    pub all_may_fail: bool,
+}
+
+impl Patience {
+    /// With these drafts, which are of one attempt.
+    pub fn with(common: &Common, drafts: &[Draft]) -> Self {
+        Self { retries: common.retries, all_may_fail: drafts.first().is_some_and(|draft| draft.record.attempt > 0) }
+    }
+}
+
+/// One answer an ask; those that failed have been asked a few times more. The `Err` of the whole means that going on has no
 /// sense: a setting is wrong, or nothing at all succeeds.
 pub fn answers<A: Copy, T>(
     model: &str,
-    retries: usize,
+    patience: Patience,
     asks: &[A],
     ask: &mut dyn FnMut(&[A]) -> Answers<T>,
 ) -> Result<Answers<T>> {
     let mut answers = call(model, asks, ask)?;
-    for _ in 0..retries {
+    for _ in 0..patience.retries {
         let failed: Vec<usize> = (0..asks.len()).filter(|&idx| answers[idx].is_err()).collect();
         if failed.is_empty() {
             break;
@@ -27,7 +46,7 @@ pub fn answers<A: Copy, T>(
             answers[idx] = answer;
         }
     }
-    if asks.len() >= ALL_FAILED_FROM && answers.iter().all(Result::is_err) {
+    if !patience.all_may_fail && asks.len() >= ALL_FAILED_FROM && answers.iter().all(Result::is_err) {
         let first = answers.into_iter().find_map(Result::err).unwrap_or_else(|| anyhow!("no answer"));
         return Err(first.context(format!("{model}: failed {} times of {}", asks.len(), asks.len())));
     }
@@ -55,6 +74,10 @@ mod tests {
     use super::*;
     use crate::invalid::invalid;
 
+    fn patience(retries: usize) -> Patience {
+        Patience { retries, all_may_fail: false }
+    }
+
     /// Fails each ask as often as it says.
     fn stubborn(calls: &mut Vec<Vec<usize>>) -> impl FnMut(&[usize]) -> Answers<usize> {
         let mut failed = [0; 10];
@@ -71,7 +94,7 @@ mod tests {
     #[test]
     fn only_what_failed_is_asked_again() {
         let mut calls = vec![];
-        let found = answers("m", 2, &[0, 1, 2, 5], &mut stubborn(&mut calls)).unwrap();
+        let found = answers("m", patience(2), &[0, 1, 2, 5], &mut stubborn(&mut calls)).unwrap();
         assert_eq!(
             found.iter().map(|f| f.as_ref().ok().copied()).collect::<Vec<_>>(),
             [Some(0), Some(1), Some(2), None]
@@ -82,15 +105,19 @@ mod tests {
     #[test]
     fn a_model_that_always_fails_ends_the_run_but_one_bad_ask_does_not() {
         let mut calls = vec![];
-        let error = answers("m", 1, &[7, 8, 9], &mut stubborn(&mut calls)).unwrap_err();
+        let error = answers("m", patience(1), &[7, 8, 9], &mut stubborn(&mut calls)).unwrap_err();
         assert_eq!(format!("{error:#}"), "m: failed 3 times of 3: busy");
-        assert!(answers("m", 1, &[9], &mut stubborn(&mut calls)).unwrap()[0].is_err());
+        assert!(answers("m", patience(1), &[9], &mut stubborn(&mut calls)).unwrap()[0].is_err());
+        // What is left over in a later attempt may all be refused.
+        let later = Patience { all_may_fail: true, ..patience(1) };
+        let found = answers("m", later, &[7, 8, 9], &mut stubborn(&mut calls)).unwrap();
+        assert!(found.len() == 3 && found.iter().all(Result::is_err));
     }
 
     #[test]
     fn a_wrong_setting_ends_the_run_at_once() {
         let mut n_calls = 0;
-        let outcome = answers("m", 5, &[1, 2], &mut |asks: &[i32]| {
+        let outcome = answers("m", patience(5), &[1, 2], &mut |asks: &[i32]| {
             n_calls += 1;
             asks.iter().map(|&ask| if ask == 1 { Ok(1) } else { Err(invalid("no such object")) }).collect()
         });

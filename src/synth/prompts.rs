@@ -5,7 +5,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::draft::Draft;
-use super::patience::answers;
+use super::patience::{Patience, answers};
 use super::settings::Common;
 use super::stage::{PromptAsk, Stage};
 use super::tool::Tools;
@@ -42,6 +42,7 @@ pub fn object_of(seed: u64, number: u64, objects: &[String]) -> String {
 
 /// Asks for the prompts of all drafts.
 pub fn run(common: &Common, tools: &mut Tools, drafts: &mut [Draft]) -> Result<()> {
+    let patience = Patience::with(common, drafts);
     let n_scenes = common.max_images * common.sets_per_collage;
     let asks: Vec<PromptAsk> = drafts
         .iter()
@@ -49,7 +50,7 @@ pub fn run(common: &Common, tools: &mut Tools, drafts: &mut [Draft]) -> Result<(
         .collect();
     let name = tools.prompts.model.name.clone();
     let tool = tools.prompts.get()?;
-    let found = answers(&name, common.retries, &asks, &mut |asks| tool.prompts(asks))?;
+    let found = answers(&name, patience, &asks, &mut |asks| tool.prompts(asks))?;
     for (draft, answer) in drafts.iter_mut().zip(found) {
         match answer {
             Ok(prompts) if prompts.scenes.len() >= n_scenes => draft.record.prompts = Some(prompts),

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::rc::Rc;
 
 use anyhow::anyhow;
@@ -11,7 +12,8 @@ use image::{Rgb, RgbImage};
 use super::embedded::{Filter, Grammar, Layout, Palette, PlainGround, PromptAsCaption, Scenes};
 use super::settings::SynthConfig;
 use super::stage::{
-    Answers, CaptionAsk, Captioner, Collage, CollageAsk, CollagePainter, InpaintAsk, Inpainter, Prompter, Stage,
+    Answers, CaptionAsk, Captioner, Collage, CollageAsk, CollagePainter, InpaintAsk, Inpainter, PromptAsk, Prompter,
+    Prompts, Stage,
 };
 use super::tool::{Model, Tool, Tools};
 use super::toybox::sheet::ToySheets;
@@ -34,6 +36,19 @@ impl Inpainter for Flat {
             false => Ok(RgbImage::from_pixel(32, 32, Rgb([ask.seed as u8, 90, 200]))),
         };
         asks.iter().map(painted).collect()
+    }
+}
+
+/// Will not speak of some objects.
+struct Prim(Vec<String>);
+
+impl Prompter for Prim {
+    fn prompts(&mut self, asks: &[PromptAsk]) -> Answers<Prompts> {
+        let answer = |ask: &PromptAsk| match self.0.iter().any(|refused| refused == ask.object) {
+            true => Err(anyhow!("refused")),
+            false => Grammar { scenes: Scenes::Toybox }.prompts(&[*ask]).remove(0),
+        };
+        asks.iter().map(answer).collect()
     }
 }
 
@@ -234,6 +249,36 @@ fn a_model_that_fails_now_and_then_costs_attempts_and_they_are_told() {
     let message = format!("{error:#}");
     assert!(message.contains("stage compose") && message.contains("flat: failed 8 times of 8: no memory"), "{message}");
     assert!(dead.folder.join(".work/00000/b0000.r0.affinity.tar").exists());
+}
+
+#[test]
+fn objects_that_are_refused_for_good_are_skipped_and_counted() {
+    let root = tempfile::tempdir().unwrap();
+    let mut job = job(&root, "data");
+    (job.config.sets.sets_per_shard, job.config.sets.batch) = (12, 12);
+    let refused: Vec<String> = job.config.objects().unwrap()[..4].to_vec();
+    let mut tools = tools(|_| false, &Counters::default());
+    tools.prompts = Tool::<dyn Prompter>::new(model("prim"), move || Ok(Box::new(Prim(refused.clone()))));
+    let sum = run_some(&job, &mut tools, usize::MAX).yields;
+    assert_eq!((sum.numbers, sum.sets, sum.skipped), (12, 8, 4), "{sum:?}");
+    assert_eq!(sum.rejected["prompts: the model failed"], 3 * 4, "three attempts each");
+}
+
+#[test]
+fn a_full_disk_stops_the_run_and_the_next_goes_on() {
+    let root = tempfile::tempdir().unwrap();
+    let counters = Counters::default();
+    let job = job(&root, "data");
+    let mut full = tools(|_| false, &counters);
+    full.caption =
+        Tool::<dyn Captioner>::new(model("prompt"), || Err(std::io::Error::from(ErrorKind::StorageFull).into()));
+    let mut watch = Watch { progress: &mut |_| (), interrupted: &|| false };
+    let message = format!("{:#}", synthesise(&job, &mut full, &mut watch).unwrap_err());
+    assert!(message.starts_with("the disk is full; nothing is lost: make room"), "{message}");
+    let n_painted = counters.collages.get();
+    assert_eq!(run_some(&job, &mut tools(|_| false, &counters), usize::MAX).written, 3);
+    assert!(n_painted > 0);
+    assert_eq!(counters.collages.get(), 12, "what was painted before is used");
 }
 
 #[test]

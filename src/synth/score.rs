@@ -6,6 +6,7 @@ use image::{GrayImage, Luma};
 
 use super::affinity::{Similarities, similarities};
 use super::draft::{Draft, Pair};
+use super::patience::Patience;
 use super::settings::Common;
 use super::stage::{Cutout, Stage};
 use super::tool::Tools;
@@ -15,6 +16,7 @@ pub const VERSION: u32 = 1;
 
 /// Compares the pictures of each set.
 pub fn run(common: &Common, tools: &mut Tools, drafts: &mut [Draft]) -> Result<()> {
+    let patience = Patience::with(common, drafts);
     let mut sets: Vec<((usize, usize), Vec<Cutout>)> = vec![];
     for (draft_idx, draft) in drafts.iter().enumerate().filter(|(_, draft)| draft.is_alive()) {
         for (set_idx, pictures) in draft.pictures.iter().enumerate() {
@@ -26,9 +28,9 @@ pub fn run(common: &Common, tools: &mut Tools, drafts: &mut [Draft]) -> Result<(
         }
     }
     let groups: Vec<&[Cutout]> = sets.iter().map(|(_, pictures)| pictures.as_slice()).collect();
-    let identity = similarities(&mut tools.identity, common.retries, &groups)?;
+    let identity = similarities(&mut tools.identity, patience, &groups)?;
     let copies = match &mut tools.copies {
-        Some(tool) => Some(similarities(tool, common.retries, &groups)?),
+        Some(tool) => Some(similarities(tool, patience, &groups)?),
         None => None,
     };
     let mut copies = copies.map(Vec::into_iter);

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::draft::{Draft, pictures_of};
-use super::patience::answers;
+use super::patience::{Patience, answers};
 use super::settings::Common;
 use super::stage::{Stage, StyleAsk};
 use super::tool::Tools;
@@ -30,6 +30,7 @@ impl Default for StyliseSettings {
 
 /// Changes the style of some pictures.
 pub fn run(settings: &StyliseSettings, common: &Common, tools: &mut Tools, drafts: &mut [Draft]) -> Result<()> {
+    let patience = Patience::with(common, drafts);
     let name = tools.stylise.model.name.clone();
     let tool = tools.stylise.get()?;
     let styles = tool.styles();
@@ -48,7 +49,7 @@ pub fn run(settings: &StyliseSettings, common: &Common, tools: &mut Tools, draft
             StyleAsk { image, style, seed: *seed }
         })
         .collect();
-    let styled = answers(&name, common.retries, &asks, &mut |asks| tool.styled(asks))?;
+    let styled = answers(&name, patience, &asks, &mut |asks| tool.styled(asks))?;
     for (((draft_idx, set_idx, picture_idx), style, _), answer) in chosen.into_iter().zip(styled) {
         let draft = &mut drafts[draft_idx];
         match answer {

@@ -94,7 +94,7 @@ impl Yield {
         self.truth = self.truth.plus(TruthCounts::of(record));
         self.identity_bars.resize(BARS, 0);
         for pair in &record.pairs {
-            let bar = (f64::from(pair.identity).clamp(0.0, 1.0) * BARS as f64) as usize;
+            let bar = (pair.identity.clamp(0.0, 1.0) * BARS as f32) as usize;
             self.identity_bars[bar.min(BARS - 1)] += 1;
         }
         if let Some(rejection) = &record.rejection {

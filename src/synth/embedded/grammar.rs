@@ -65,10 +65,11 @@ fn scenes(ask: &PromptAsk, rng: &mut Rng) -> Vec<String> {
     let mut places = PLACES.to_vec();
     rng.shuffle(&mut places);
     let thing = with_article(ask.object);
-    let mut scene = |place: &&str| match rng.below(4) {
+    // Mostly the longest form, of which there are most.
+    let mut scene = |place: &&str| match rng.below(8) {
         0 => format!("{thing} {place}"),
-        1 => format!("{thing} {place}, {}", rng.pick(LIGHTS)),
-        2 => format!("{} {thing} {place}", rng.pick(VIEWS)),
+        1 | 2 => format!("{thing} {place}, {}", rng.pick(LIGHTS)),
+        3 => format!("{} {thing} {place}", rng.pick(VIEWS)),
         _ => format!("{} {thing} {place}, {}", rng.pick(VIEWS), rng.pick(LIGHTS)),
     };
     places.iter().cycle().take(ask.n_scenes).map(&mut scene).collect()

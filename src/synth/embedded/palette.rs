@@ -62,7 +62,7 @@ mod tests {
         let (red, blue) = ([210, 40, 30], [40, 60, 200]);
         let first = thing(red, blue);
         let turned = Cutout { image: imageops::rotate180(&first.image), mask: imageops::rotate180(&first.mask) };
-        let others = [turned, thing(blue, red), thing(red, [240, 220, 60]), thing([200, 50, 36], [46, 52, 190])];
+        let others = [turned, thing(blue, red), thing(red, [240, 220, 60]), thing([206, 44, 33], [44, 56, 197])];
         let all: Vec<Cutout> = std::iter::once(first).chain(others).collect();
         let vectors: Vec<Vec<f32>> = Palette.embeddings(&all).into_iter().map(Result::unwrap).collect();
         let dots: Vec<f32> =
