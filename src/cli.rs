@@ -5,6 +5,7 @@ mod convert;
 mod inspect;
 mod sample;
 mod steering;
+mod synth;
 mod values;
 
 pub use convert::{ConvertArgs, Prediction, WeightDtype};
@@ -13,6 +14,7 @@ pub use inspect::{
 };
 pub use sample::{Dtype, Fit, SampleArgs};
 pub use steering::{Guidance, Sampler, SteeringArgs};
+pub use synth::{SynthDataArgs, SynthSource, SynthStage};
 pub use values::{Device, Point, Reference, Shard};
 
 use std::path::PathBuf;
@@ -35,7 +37,7 @@ pub enum Command {
     /// Train a model, or go on with a run that was stopped
     Train(TrainArgs),
     /// Make sets of pictures that share a subject, to train on
-    SynthData(SynthDataArgs),
+    SynthData(Box<SynthDataArgs>),
     /// Measure how well a model keeps the subject and follows the prompt
     Eval(Box<EvalArgs>),
     /// Write a model in another layout or number format, without training state
@@ -103,38 +105,6 @@ pub struct TrainArgs {
     pub device: Device,
 }
 
-/// Run the same command again to go on with one that was stopped.
-#[derive(Debug, Args)]
-pub struct SynthDataArgs {
-    /// Where the pictures come from
-    #[arg(long, value_enum, default_value_t = SynthSource::Toybox)]
-    pub source: SynthSource,
-    /// Sets to make, in all parts together
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
-    pub sets: usize,
-    /// Pictures in each set
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
-    pub images: usize,
-    /// Side of the pictures in pixels
-    #[arg(long, value_name = "PX", default_value_t = 64, value_parser = pixels())]
-    pub size: usize,
-    /// Seed: the same seed gives the same sets
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    pub seed: u64,
-    /// Folder for the sets
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// Sets per WebDataset tar; 0 = loose files in the folder
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub per_shard: usize,
-    /// Also write a mask of the subject for each picture
-    #[arg(long)]
-    pub masks: bool,
-    /// Make only part I of N, counted from 0: one part a machine
-    #[arg(long, value_name = "I/N", default_value = "0/1")]
-    pub shard: Shard,
-}
-
 #[derive(Debug, Args)]
 pub struct EvalArgs {
     /// What is measured
@@ -167,12 +137,6 @@ pub struct EvalArgs {
     /// Print the results to stdout as JSON instead of a table
     #[arg(long)]
     pub json: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum SynthSource {
-    /// Made-up toys drawn by the program
-    Toybox,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -18,7 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("eval", &["model", "data", "ops"]),
     ("sample", &["model", "diffusion", "data", "ops"]),
     ("train", &["model", "diffusion", "data", "ops"]),
-    ("synth", &["sample", "eval", "data"]),
+    ("synth", &["sample", "eval", "model", "diffusion", "data"]),
     ("cli", &[]),
     ("config", &[]),
     ("report", &[]),

@@ -47,7 +47,7 @@ fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Sample(args) => sample::run(*args),
         Command::Train(args) => train::run(args),
-        Command::SynthData(args) => synth_data::run(args),
+        Command::SynthData(args) => synth_data::run(*args),
         Command::Eval(args) => eval::run(&args),
         Command::Convert(args) => convert::run(args),
         Command::Inspect(command) => inspect::run(command),

@@ -1,11 +1,12 @@
 //! Sampling: references and prompts become pictures. Read `request` (what is asked), `pipeline` (the model), `batches` (many
-//! sets), `conditions` and `walk` (one batch), `pictures` (the autoencoder), then `noise`, then `gallery` (the files) and
+//! sets), `conditions` and `walk` (one batch), `kept` (around known parts), `pictures` (the autoencoder), then `noise`, then `gallery` (the files) and
 //! `preview`.
 
 pub mod attention_map;
 mod batches;
 mod conditions;
 pub mod gallery;
+mod kept;
 pub mod noise;
 mod picture_file;
 mod pictures;
@@ -16,6 +17,7 @@ mod walk;
 
 pub use batches::BatchKey;
 pub use gallery::Gallery;
+pub use kept::Kept;
 pub use noise::GivenNoise;
 pub use picture_file::settings_of;
 pub use pipeline::Pipeline;

@@ -17,7 +17,7 @@ impl Pipeline {
     pub fn latents_of(&self, images: &[RgbImage], settings: &SampleSettings) -> Result<Tensor> {
         let mut latents = Vec::new();
         for some in images.chunks(at_once(settings)) {
-            latents.push(self.latents_of_pixels(&tensor_from_images(some, &self.runtime.device)?, settings)?);
+            latents.push(self.encoded(&tensor_from_images(some, &self.runtime.device)?, settings)?);
         }
         Ok(Tensor::cat(&latents, 0)?)
     }
@@ -32,7 +32,17 @@ impl Pipeline {
         self.latents_of_pixels(&Tensor::zeros((1, 3, side, side), DType::F32, &self.runtime.device)?, settings)
     }
 
-    fn latents_of_pixels(&self, pixels: &Tensor, settings: &SampleSettings) -> Result<Tensor> {
+    /// The same of pictures as numbers in [−1, 1].
+    ///
+    /// # Shapes
+    /// - pixels `[k, 3, h, w]` → `[k, c, h, w]`
+    pub(super) fn latents_of_pixels(&self, pixels: &Tensor, settings: &SampleSettings) -> Result<Tensor> {
+        let some = |pixels: Tensor| self.encoded(&pixels, settings);
+        let latents = pieces(pixels, at_once(settings))?.into_iter().map(some).collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::cat(&latents, 0)?)
+    }
+
+    fn encoded(&self, pixels: &Tensor, settings: &SampleSettings) -> Result<Tensor> {
         let pixels = pixels.to_dtype(self.vae_dtype)?;
         let latents = match settings.vae_tile {
             Some(tile) => self.vae.latents_in_tiles(&pixels, tile)?,
@@ -46,17 +56,29 @@ impl Pipeline {
     /// # Shapes
     /// - latents `[k, c, h, w]` → k pictures
     pub fn pictures_of(&self, latents: &Tensor, settings: &SampleSettings) -> Result<Vec<RgbImage>> {
-        let (k, at_once) = (latents.dim(0)?, at_once(settings));
-        let mut images = Vec::with_capacity(k);
-        for first in (0..k).step_by(at_once) {
-            let some = latents.narrow(0, first, at_once.min(k - first))?.contiguous()?.to_dtype(self.vae_dtype)?;
-            let pixels = match settings.vae_tile {
-                Some(tile) => self.vae.decode_in_tiles(&some, tile)?,
-                None => self.vae.decode(&some)?,
-            };
-            images.extend(images_from_tensor(&pixels)?);
+        let mut images = Vec::with_capacity(latents.dim(0)?);
+        for some in pieces(latents, at_once(settings))? {
+            images.extend(images_from_tensor(&self.decoded(&some, settings)?)?);
         }
         Ok(images)
+    }
+
+    /// The same as numbers, in [−1, 1] and a little beyond, f32.
+    ///
+    /// # Shapes
+    /// - latents `[k, c, h, w]` → `[k, 3, h, w]`
+    pub(super) fn pixels_of(&self, latents: &Tensor, settings: &SampleSettings) -> Result<Tensor> {
+        let some = |latents: Tensor| Ok(self.decoded(&latents, settings)?.to_dtype(DType::F32)?);
+        let pixels = pieces(latents, at_once(settings))?.into_iter().map(some).collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::cat(&pixels, 0)?)
+    }
+
+    fn decoded(&self, latents: &Tensor, settings: &SampleSettings) -> Result<Tensor> {
+        let latents = latents.to_dtype(self.vae_dtype)?;
+        Ok(match settings.vae_tile {
+            Some(tile) => self.vae.decode_in_tiles(&latents, tile)?,
+            None => self.vae.decode(&latents)?,
+        })
     }
 
     /// Pictures of the settings' size through the autoencoder and back: as good as any picture that this model paints can
@@ -79,6 +101,16 @@ impl Pipeline {
         }
         Ok((tile < size).then_some(tile))
     }
+}
+
+/// At most `at_once` pictures each.
+///
+/// # Shapes
+/// - all `[k, …]` → `[at_once, …]` …, the last perhaps fewer
+fn pieces(all: &Tensor, at_once: usize) -> Result<Vec<Tensor>> {
+    let k = all.dim(0)?;
+    let piece = |first| Ok(all.narrow(0, first, at_once.min(k - first))?.contiguous()?);
+    (0..k).step_by(at_once).map(piece).collect()
 }
 
 /// How many pictures go through the autoencoder together.

@@ -71,7 +71,7 @@ impl Pipeline {
     }
 
     /// One prediction a branch, `[b·n, c, h, w]` each, f32 whatever the network computes in.
-    fn predict(
+    pub(super) fn predict(
         &self,
         x: &Tensor,
         level: Level,

@@ -59,7 +59,8 @@ impl Part {
         Ok(Self { index, of })
     }
 
-    fn range(self, items: usize) -> Range<usize> {
+    /// Its share of so many items.
+    pub fn range(self, items: usize) -> Range<usize> {
         items * self.index / self.of..items * (self.index + 1) / self.of
     }
 }

@@ -135,6 +135,19 @@ impl PredictionType {
             Self::VPrediction => (((x * signal)? - (output * spread)?)?, ((output * signal)? + (x * spread)?)?),
         })
     }
+
+    /// The output of a network that sees the picture `clean` in x at ᾱ = `alpha`: the inverse of
+    /// [`PredictionType::clean_and_noise`].
+    ///
+    /// # Shapes
+    /// - x, clean of one shape → that shape
+    pub fn output_for(self, alpha: f64, x: &Tensor, clean: &Tensor) -> CandleResult<Tensor> {
+        let (signal, spread) = (alpha.sqrt(), (1.0 - alpha).sqrt());
+        match self {
+            Self::Epsilon => (x - (clean * signal)?)? / spread,
+            Self::VPrediction => ((x * signal)? - clean)? / spread,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -153,6 +166,19 @@ mod tests {
         Sampler::UniPc { is_karras: false },
         Sampler::UniPc { is_karras: true },
     ];
+
+    #[test]
+    fn the_output_for_a_picture_leads_back_to_it() {
+        for prediction in [PredictionType::Epsilon, PredictionType::VPrediction] {
+            for alpha in [0.004, 0.5, 0.99] {
+                let (x, clean) = (tensor(0.7), tensor(-1.3));
+                let output = prediction.output_for(alpha, &x, &clean).unwrap();
+                let (again, noise) = prediction.clean_and_noise(alpha, &x, &output).unwrap();
+                assert!((value(&again) + 1.3).abs() < 1e-12);
+                assert!((alpha.sqrt() * value(&again) + (1.0 - alpha).sqrt() * value(&noise) - 0.7).abs() < 1e-12);
+            }
+        }
+    }
 
     fn tensor(value: f64) -> Tensor {
         Tensor::from_slice(&[value], 1, &Device::Cpu).unwrap()

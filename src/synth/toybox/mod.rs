@@ -2,13 +2,14 @@
 //!
 //! A [`Subject`] is what a caption cannot say (colours, pattern, proportions, ears, eyes); a set shows one subject in n
 //! scenes, each time in another pose. Everything follows from (seed, index). The subjects of [`EVAL_SUBJECTS`] are never
-//! drawn for training. Read `subject`, then `toy`, then `scene`.
+//! drawn for training. Read `subject`, then `toy`, then `scene`; `sheet` draws the collages of the synthesis pipeline.
 
 mod caption;
 mod draw;
 mod held_out;
 mod paint;
 mod scene;
+pub mod sheet;
 mod source;
 mod subject;
 mod toy;
