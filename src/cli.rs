@@ -11,7 +11,7 @@ pub use inspect::{
     InspectAttentionArgs, InspectCheckpointArgs, InspectCommand, InspectEpsArgs, InspectTextArgs, InspectVaeArgs,
 };
 pub use sample::{Dtype, Fit, Guidance, SampleArgs, Sampler};
-pub use values::{Device, Point, Reference, Shard};
+pub use values::{Device, Lora, Point, Reference, Shard};
 
 use std::path::PathBuf;
 

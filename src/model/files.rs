@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 use serde::de::DeserializeOwned;
 
+use super::lora_file::LoraFile;
 use super::params::Params;
 use super::single_file::SingleFile;
 use super::weight_file::WeightFile;
@@ -28,6 +29,8 @@ pub enum Files {
     Single(Arc<SingleFile>),
     /// A model and the folder of its tokenizer, which lies elsewhere.
     WithTokenizer(Box<Files>, PathBuf),
+    /// A model with adapters merged into its weights, each so many times.
+    WithLoras(Box<Files>, Arc<Vec<(LoraFile, f64)>>),
 }
 
 /// How a tokenizer pads. Where the model itself says so, its word counts, whatever tokenizer it is given.
@@ -41,6 +44,16 @@ impl Files {
         Self::WithTokenizer(Box::new(self), folder)
     }
 
+    /// The same model with adapters merged into it, each so many times; they must be for layers that it has.
+    pub fn with_loras(self, loras: Vec<(LoraFile, f64)>) -> Result<Self> {
+        let has = |component: &&str| self.contains(&format!("{component}/config.json"));
+        let components = ["unet", "text_encoder", "text_encoder_2"].into_iter().filter(has);
+        let components =
+            components.map(|name| Ok((name, self.weights(name)?))).collect::<Result<Vec<(&str, Weights)>>>()?;
+        loras.iter().try_for_each(|(lora, _)| lora.check(&components))?;
+        Ok(Self::WithLoras(Box::new(self), Arc::new(loras)))
+    }
+
     /// Whether the file is there.
     pub fn contains(&self, name: &str) -> bool {
         match self {
@@ -51,6 +64,7 @@ impl Files {
                 Some(own) => tokenizer.join(own).is_file(),
                 None => model.contains(name),
             },
+            Self::WithLoras(model, _) => model.contains(name),
         }
     }
 
@@ -64,6 +78,7 @@ impl Files {
                 Some(own) => tokenizer.join(own).display().to_string(),
                 None => model.describe(name),
             },
+            Self::WithLoras(model, _) => model.describe(name),
         }
     }
 
@@ -89,6 +104,7 @@ impl Files {
                 Some(own) => Self::Folder(tokenizer.clone()).bytes(own),
                 None => model.bytes(name),
             },
+            Self::WithLoras(model, _) => model.bytes(name),
         }
     }
 
@@ -119,6 +135,13 @@ impl Files {
         match self {
             Self::Single(file) => return file.weights(component),
             Self::WithTokenizer(model, _) => return model.weights(component),
+            Self::WithLoras(model, loras) => {
+                let mut weights = model.weights(component)?;
+                for (lora, strength) in loras.iter() {
+                    lora.merge_into(&mut weights, component, *strength)?;
+                }
+                return Ok(weights);
+            }
             Self::Folder(_) | Self::Embedded(_) => {}
         }
         let stem = weights_stem(component);
@@ -157,7 +180,9 @@ impl Files {
                     None => bail!("embedded model: no file {name}"),
                 },
                 Self::Folder(folder) => WeightFile::open(&folder.join(name))?,
-                Self::Single(_) | Self::WithTokenizer(..) => unreachable!("their weights are asked for elsewhere"),
+                Self::Single(_) | Self::WithTokenizer(..) | Self::WithLoras(..) => {
+                    unreachable!("their weights are asked for elsewhere")
+                }
             };
             tensors.extend(file.tensors());
         }
