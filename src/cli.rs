@@ -93,7 +93,8 @@ pub struct TrainArgs {
     /// Run folder, for TensorBoard too [default: runs/ and the name of the config file]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Print the resolved config to stdout and stop
+    /// Set all up, print the resolved config, the data found and what memory and time the run would take to stdout, and stop
+    /// before the first step
     #[arg(long)]
     pub dry_run: bool,
     /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`
