@@ -15,7 +15,7 @@ pub use inspect::{
 pub use sample::{Dtype, Fit, SampleArgs};
 pub use steering::{Guidance, Sampler, SteeringArgs};
 pub use synth::{SynthDataArgs, SynthSource, SynthStage};
-pub use values::{Device, Point, Reference, Shard};
+pub use values::{Device, Lora, Point, Reference, Shard};
 
 use std::path::PathBuf;
 
@@ -97,7 +97,8 @@ pub struct TrainArgs {
     /// Run folder, for TensorBoard too [default: runs/ and the name of the config file]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Print the resolved config to stdout and stop
+    /// Set all up, print the resolved config, the data found and what memory and time the run would take to stdout, and stop
+    /// before the first step
     #[arg(long)]
     pub dry_run: bool,
     /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`

@@ -13,7 +13,10 @@ use signal_hook::{
 
 /// A flag that long work polls, set by Ctrl-C and by SIGTERM (which is how a cluster ends a job).
 #[derive(Clone, Debug, Default)]
-pub struct Interrupt(Arc<AtomicBool>);
+pub struct Interrupt {
+    requested: Arc<AtomicBool>,
+    terminated: Arc<AtomicBool>,
+}
 
 impl Interrupt {
     /// Catches the signals from now on.
@@ -21,20 +24,26 @@ impl Interrupt {
         let interrupt = Self::default();
         for signal in [SIGINT, SIGTERM] {
             // The order matters: the shutdown looks at the flag before the same signal sets it.
-            flag::register_conditional_shutdown(signal, 1, interrupt.0.clone())?;
-            flag::register(signal, interrupt.0.clone())?;
+            flag::register_conditional_shutdown(signal, 1, interrupt.requested.clone())?;
+            flag::register(signal, interrupt.requested.clone())?;
         }
+        flag::register(SIGTERM, interrupt.terminated.clone())?;
         Ok(interrupt)
     }
 
     /// Asks to stop, as Ctrl-C does, from inside the program.
     pub fn request(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.requested.store(true, Ordering::Relaxed);
     }
 
     /// Whether somebody asked to stop.
     pub fn requested(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.requested.load(Ordering::Relaxed)
+    }
+
+    /// Whether it was SIGTERM that asked: a job that is taken off a machine and saves what it has did nothing wrong.
+    pub fn terminated(&self) -> bool {
+        self.terminated.load(Ordering::Relaxed)
     }
 
     /// The error to leave with, once what must be kept is saved.
@@ -56,7 +65,7 @@ mod tests {
         let interrupt = Interrupt::install().unwrap();
         assert!(!interrupt.requested() && interrupt.check().is_ok());
         signal_hook::low_level::raise(SIGTERM).unwrap();
-        assert!(interrupt.requested());
+        assert!(interrupt.requested() && interrupt.terminated());
         assert!(interrupt.check().unwrap_err().to_string().starts_with("interrupted"));
     }
 
@@ -65,6 +74,6 @@ mod tests {
         let interrupt = Interrupt::default();
         let shared = interrupt.clone();
         interrupt.request();
-        assert!(shared.requested());
+        assert!(shared.requested() && !shared.terminated());
     }
 }

@@ -10,6 +10,7 @@ use anyhow::{Result, bail};
 use candle_core::{DType, Device, Tensor};
 use image::{Rgb, RgbImage};
 use jedi::config;
+use jedi::data::SetSource;
 use jedi::device::Runtime;
 use jedi::diffusion::Guidance;
 use jedi::model::params::{NamedVars, Params};
@@ -130,8 +131,9 @@ fn train_step(images: usize, set_size: usize) -> Result<Run> {
     let config: TrainConfig = config::load(&in_repository("configs/toybox/joint.toml"), &overrides)?;
     let data = &config.data;
     let source = ToyboxSource { seed: data.seed, sets: data.sets, images: data.images, size: data.size };
-    let validation = HeldOutToys { images: 4, size: data.size };
-    let mut objective = JointObjective::new(&config, &Runtime::cpu(), Arc::new(source), Arc::new(validation))?;
+    let toys: Arc<dyn SetSource> = Arc::new(HeldOutToys { images: 4, size: data.size });
+    let validation = vec![("toybox".to_owned(), toys)];
+    let mut objective = JointObjective::new(&config, &Runtime::cpu(), Arc::new(source), validation)?;
     let mut optimizer = Optimizer::new(&config, objective.parameters())?;
     Ok(Box::new(move || {
         let started = Instant::now();

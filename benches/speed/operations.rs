@@ -109,7 +109,7 @@ fn adamw(tensors: usize, length: usize) -> Result<Run> {
     for index in 0..tensors as u64 {
         let values = normal(index, &[length], 1)?;
         let zeros = || Var::zeros(length, values.dtype(), &Device::Cpu);
-        let moments = Moments { first: zeros()?, second: zeros()?, ema: Var::from_tensor(&values)? };
+        let moments = Moments { first: zeros()?, second: zeros()?, ema: Some(Var::from_tensor(&values)?) };
         slots.push((Var::from_tensor(&values)?, moments));
         gradients.push(normal(index + tensors as u64, &[length], 1)?);
     }

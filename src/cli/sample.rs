@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, ValueEnum, builder::RangedU64ValueParser};
 use serde::{Deserialize, Serialize};
 
-use super::{Device, Reference, SteeringArgs, pixels, values};
+use super::{Device, Lora, Reference, SteeringArgs, pixels, values};
 
 #[derive(Debug, Args)]
 pub struct SampleArgs {
@@ -44,6 +44,10 @@ pub struct SampleArgs {
     /// model inside this program [default: toybox]
     #[arg(long, value_name = "M")]
     pub model: Option<String>,
+    /// Low-rank adapters (LoRA, a .safetensors file in kohya's or diffusers' naming) to merge into the model, WEIGHT times
+    /// [default: 1]; repeat for more files
+    #[arg(long = "lora", value_name = "FILE[:WEIGHT]")]
+    pub loras: Vec<Lora>,
     /// Folder of CLIP's tokenizer (vocab.json, merges.txt), which single files lack [default: `tokenizer/` beside the file]
     #[arg(long, value_name = "DIR")]
     pub tokenizer: Option<PathBuf>,

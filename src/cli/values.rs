@@ -33,6 +33,30 @@ impl FromStr for Reference {
     }
 }
 
+/// A file of adapters, and how many times they are merged into the model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lora {
+    /// The file.
+    pub path: PathBuf,
+    /// 1 where none is given.
+    pub weight: f64,
+}
+
+impl FromStr for Lora {
+    type Err = String;
+
+    /// Splits at the last `:` if a number follows it.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse::<f64>().ok().filter(|weight| weight.is_finite());
+        let split = text.rsplit_once(':').and_then(|(path, weight)| Some((path, number(weight)?)));
+        let (path, weight) = split.unwrap_or((text, 1.0));
+        if path.is_empty() {
+            return Err("no file is named; use FILE or FILE:WEIGHT".to_owned());
+        }
+        Ok(Self { path: path.into(), weight })
+    }
+}
+
 /// Part `index` of `count`, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
@@ -146,6 +170,16 @@ pub fn n_bytes(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn adapters_have_a_weight_behind_the_last_colon() {
+        let parse = |text: &str| text.parse::<Lora>().map(|lora| (lora.path, lora.weight));
+        assert_eq!(parse("a.safetensors"), Ok(("a.safetensors".into(), 1.0)));
+        assert_eq!(parse("c:/a.safetensors:0.5"), Ok(("c:/a.safetensors".into(), 0.5)));
+        assert_eq!(parse("a:b"), Ok(("a:b".into(), 1.0)));
+        assert_eq!(parse("a:-1"), Ok(("a".into(), -1.0)));
+        assert!(parse("").is_err() && parse(":1").is_err());
+    }
 
     #[test]
     fn a_reference_is_split_at_its_caption() {

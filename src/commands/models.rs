@@ -124,7 +124,7 @@ pub fn from_hub(option: &str, name: &str, parts: &[Part]) -> Result<PathBuf> {
 pub fn lasting_name(name: &str, files: &Files) -> String {
     let folder = match files {
         Files::Folder(folder) => folder,
-        Files::WithTokenizer(model, _) => return lasting_name(name, model),
+        Files::WithTokenizer(model, _) | Files::WithLoras(model, _) => return lasting_name(name, model),
         Files::Embedded(_) | Files::Single(_) => return name.to_owned(),
     };
     let prefix = if name.starts_with("hf:") { "hf:" } else { "" };

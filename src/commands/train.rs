@@ -12,9 +12,11 @@ use crate::data::{DatasetSource, Layout, SetSource};
 use crate::device::Runtime;
 use crate::interrupt::Interrupt;
 use crate::model::HubName;
-use crate::ops::set_matmul_precision;
+use crate::ops::{peak_resident_bytes, set_matmul_precision};
 use crate::synth::toybox::{HeldOutToys, ToyboxSource};
-use crate::train::settings::{DataConfig, DataLayout};
+use crate::train::optimizer::Optimizer;
+use crate::train::plan::{MemoryPlan, TimePlan, duration, gigabytes};
+use crate::train::settings::{DataConfig, DataLayout, ValidationConfig};
 use crate::train::trainer::Outcome;
 use crate::train::{AutoencoderObjective, Hooks, JointObjective, Objective, ObjectiveKind, StepReport, TrainConfig};
 use crate::{config, report, train};
@@ -23,7 +25,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let settings: TrainConfig = config::load(&args.config, &args.overrides)?;
     settings.validate().with_context(|| args.config.display().to_string())?;
     if args.dry_run {
-        return Ok(report::result(config::to_toml(&settings)?.trim_end())?);
+        report::result(config::to_toml(&settings)?.trim_end())?;
     }
     let on_disk = downloaded(&settings)?;
     let out = args.out.unwrap_or_else(|| default_out(&args.config));
@@ -33,6 +35,11 @@ pub fn run(args: TrainArgs) -> Result<()> {
 
     let mut objective = objective(&on_disk, &runtime)?;
     objective.notices().iter().for_each(report::note);
+    let plan = MemoryPlan::of(&settings, objective.as_mut(), &runtime.device)?;
+    if args.dry_run {
+        return tell_plan(&settings, objective.as_mut(), &plan);
+    }
+    report::note(plan.describe());
     let parameters: usize = objective.parameters().values().map(|var| var.elem_count()).sum();
     report::note(format!("{}: training {:.2} M parameters", out.display(), parameters as f64 / 1e6));
     let mut progress = Progress::new(settings.run.steps);
@@ -42,9 +49,14 @@ pub fn run(args: TrainArgs) -> Result<()> {
         &out,
         Hooks {
             on_step: &mut |step| progress.show(step),
+            on_notice: &mut |notice| report::warn(notice),
             on_checkpoint: &mut |steps, folder| {
                 report::note(format!("saved {}", folder.display()));
-                let sheet = preview::write(settings.objective, &out, steps, folder, &runtime);
+                // Whoever sends SIGTERM soon sends SIGKILL.
+                if interrupt.terminated() || settings.run.preview_images == 0 {
+                    return Ok(None);
+                }
+                let sheet = preview::write(&settings, &out, steps, folder, &runtime);
                 // A preview is for looking at; a run does not end for want of one.
                 let warn = |error| report::warn(format!("no preview of step {steps}: {error:#}"));
                 Ok(sheet.map_err(warn).ok())
@@ -53,11 +65,43 @@ pub fn run(args: TrainArgs) -> Result<()> {
         },
     )?;
     match outcome {
-        Outcome::Finished => Ok(report::result(out.join("checkpoints/latest").display().to_string())?),
+        Outcome::Finished => {
+            if let Some(most) = peak_resident_bytes() {
+                report::note(format!("at most {} of memory were in use", gigabytes(most)));
+            }
+            Ok(report::result(out.join("checkpoints/latest").display().to_string())?)
+        }
+        Outcome::Interrupted(steps) if interrupt.terminated() => {
+            report::note(format!(
+                "ended by SIGTERM after {steps} steps, which are saved; run the same command again to go on"
+            ));
+            Ok(())
+        }
         Outcome::Interrupted(steps) => {
             bail!("interrupted after {steps} steps, which are saved; run the same command again to go on")
         }
     }
+}
+
+/// The end of a dry run, as comments behind the settings: the whole is a config file still.
+fn tell_plan(settings: &TrainConfig, objective: &mut dyn Objective, memory: &MemoryPlan) -> Result<()> {
+    /// Steps that the number of sets in a step is averaged over.
+    const SAMPLED: u64 = 1000;
+    let (steps, n_sets) = (settings.run.steps, objective.footprint().n_sets);
+    let mut n_dealt = 0;
+    for step in 0..steps.min(SAMPLED) {
+        n_dealt += objective.shape(step).sets;
+    }
+    let passes = n_dealt as f64 / steps.min(SAMPLED) as f64 * steps as f64 / n_sets as f64;
+    let n_images = steps * settings.run.images_per_step as u64;
+    let source = &settings.data.source;
+    report::result(format!(
+        "# data: {n_sets} sets in {source}; the run sees {n_images} images, each set about {passes:.1} times"
+    ))?;
+    report::result(format!("# {}", memory.describe()))?;
+    let mut optimizer = Optimizer::new(settings, objective.parameters())?;
+    let time = TimePlan::of(settings, objective, &mut optimizer)?;
+    Ok(report::result(format!("# {}", time.describe(steps)))?)
 }
 
 /// `runs/` and the name of the config file.
@@ -91,11 +135,30 @@ fn downloaded(settings: &TrainConfig) -> Result<TrainConfig> {
 
 fn objective(settings: &TrainConfig, runtime: &Runtime) -> Result<Box<dyn Objective>> {
     let source = source(&settings.data)?;
-    let validation = HeldOutToys { images: 4, size: settings.data.size };
+    let toys = HeldOutToys { images: 4, size: settings.data.size };
     Ok(match settings.objective {
-        ObjectiveKind::Autoencoder => Box::new(AutoencoderObjective::new(settings, runtime, source, &validation)?),
-        ObjectiveKind::Joint => Box::new(JointObjective::new(settings, runtime, source, Arc::new(validation))?),
+        ObjectiveKind::Autoencoder => Box::new(AutoencoderObjective::new(settings, runtime, source, &toys)?),
+        ObjectiveKind::Joint => {
+            let mut validation: Vec<(String, Arc<dyn SetSource>)> = vec![];
+            for ValidationConfig { name, source, layout } in &settings.validation {
+                let source =
+                    dataset(source, *layout, settings.data.size).with_context(|| format!("validation {name}"))?;
+                validation.push((name.clone(), source));
+            }
+            if validation.is_empty() {
+                validation.push(("toys".to_owned(), Arc::new(toys)));
+            }
+            Box::new(JointObjective::new(settings, runtime, source, validation)?)
+        }
     })
+}
+
+fn dataset(place: &str, layout: DataLayout, size: u32) -> Result<Arc<dyn SetSource>> {
+    let layout = match layout {
+        DataLayout::Sets => Layout::Sets,
+        DataLayout::Single => Layout::Single,
+    };
+    Ok(Arc::new(DatasetSource::open(place, layout, size)?))
 }
 
 fn source(data: &DataConfig) -> Result<Arc<dyn SetSource>> {
@@ -103,13 +166,7 @@ fn source(data: &DataConfig) -> Result<Arc<dyn SetSource>> {
         "toybox" => {
             Ok(Arc::new(ToyboxSource { seed: data.seed, sets: data.sets, images: data.images, size: data.size }))
         }
-        place => {
-            let layout = match data.layout {
-                DataLayout::Sets => Layout::Sets,
-                DataLayout::Single => Layout::Single,
-            };
-            Ok(Arc::new(DatasetSource::open(place, layout, data.size)?))
-        }
+        place => dataset(place, data.layout, data.size),
     }
 }
 
@@ -132,13 +189,14 @@ impl Progress {
         let (loss, seconds) = (smooth(loss, step.loss), smooth(seconds, step.seconds));
         self.recent = Some((loss, seconds));
         let images_per_step = step.images as f64 / (step.step + 1) as f64;
+        let left = duration(seconds * (self.steps - step.step - 1) as f64);
         let line = format!("loss {loss:.4}, {:.1} images/s", images_per_step / seconds);
         self.bar.set_position(step.step + 1);
         self.bar.set_message(line.clone());
         if let Some(validation) = step.validation_loss {
-            report::note(format!("step {}: {line}, held-out loss {validation:.4}", step.step + 1));
+            report::note(format!("step {}: {line}, {left} left, held-out loss {validation:.4}", step.step + 1));
         } else if !report::has_bars() && (step.step + 1).is_multiple_of(100) {
-            report::note(format!("step {} of {}: {line}", step.step + 1, self.steps));
+            report::note(format!("step {} of {}: {line}, {left} left", step.step + 1, self.steps));
         }
     }
 }

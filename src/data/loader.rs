@@ -67,6 +67,12 @@ impl Loader {
         BatchPlan { shape, set_idxs }
     }
 
+    /// The fewest sets that a step can have.
+    pub fn fewest_sets(&self) -> usize {
+        let largest = self.settings.set_sizes.iter().max().copied().unwrap_or(1);
+        self.settings.images_per_step / largest
+    }
+
     fn shape_of(&self, step: u64) -> SetShape {
         let n = *Rng::new(self.settings.seed, "set size", step).pick(&self.settings.set_sizes);
         SetShape::new(self.settings.images_per_step / n, n)

@@ -197,6 +197,17 @@ impl NoiseSchedule {
         }
     }
 
+    /// What min-SNR weighting multiplies the squared error at `timestep` with (Hang et al. 2023, §3.4; diffusers'
+    /// `train_text_to_image.py --snr_gamma`). The SNR is ᾱ/(1−ᾱ).
+    pub fn min_snr_weight(&self, timestep: usize, gamma: f64) -> f64 {
+        let alpha = self.alphas_cumprod[timestep];
+        let snr = alpha / (1.0 - alpha);
+        match self.config.prediction_type {
+            PredictionType::Epsilon => (gamma / snr).min(1.0),
+            PredictionType::VPrediction => snr.min(gamma) / (snr + 1.0),
+        }
+    }
+
     /// √ᾱ_t and √(1−ᾱ_t), shaped to multiply `like`.
     fn factors(&self, like: &Tensor, timesteps: &[usize]) -> CandleResult<(Tensor, Tensor)> {
         let mut shape = vec![1; like.rank()];
@@ -250,6 +261,21 @@ mod tests {
         let message =
             NoiseSchedule::new(&ScheduleConfig { prediction_type: PredictionType::Epsilon, ..config }).unwrap_err();
         assert!(message.to_string().contains("v_prediction"), "{message}");
+    }
+
+    #[test]
+    fn min_snr_weights_agree_with_diffusers() {
+        // snr = compute_snr(DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"), t);
+        // minimum(snr, 5) / snr, and / (snr + 1) for v_prediction, at t = 0, 200, 500, 999
+        let epsilon = schedule();
+        let velocity = ScheduleConfig { prediction_type: PredictionType::VPrediction, ..Default::default() };
+        let velocity = NoiseSchedule::new(&velocity).unwrap();
+        for (t, of_noise, of_velocity) in
+            [(0, 0.00425372, 0.00425011), (200, 1.0, 0.753692), (500, 1.0, 0.276332), (999, 1.0, 0.00466009)]
+        {
+            assert!((epsilon.min_snr_weight(t, 5.0) - of_noise).abs() < 2e-5, "{t}");
+            assert!((velocity.min_snr_weight(t, 5.0) - of_velocity).abs() < 2e-5, "{t}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use candle_core::Tensor;
 use serde::de::DeserializeOwned;
 
 use super::ldm::{TextKind, tokenizer_config};
+use super::lora_file::LoraFile;
 use super::params::Params;
 use super::single_file::SingleFile;
 use super::text::TextConfig;
@@ -30,12 +31,24 @@ pub enum Files {
     Single(Arc<SingleFile>),
     /// A model and the folder of its tokenizer, which lies elsewhere.
     WithTokenizer(Box<Files>, PathBuf),
+    /// A model with adapters merged into its weights, each so many times.
+    WithLoras(Box<Files>, Arc<Vec<(LoraFile, f64)>>),
 }
 
 impl Files {
     /// The same model with the tokenizer in `folder`.
     pub fn with_tokenizer(self, folder: PathBuf) -> Self {
         Self::WithTokenizer(Box::new(self), folder)
+    }
+
+    /// The same model with adapters merged into it, each so many times; they must be for layers that it has.
+    pub fn with_loras(self, loras: Vec<(LoraFile, f64)>) -> Result<Self> {
+        let has = |component: &&str| self.contains(&format!("{component}/config.json"));
+        let components = ["unet", "text_encoder", "text_encoder_2"].into_iter().filter(has);
+        let components =
+            components.map(|name| Ok((name, self.weights(name)?))).collect::<Result<Vec<(&str, Weights)>>>()?;
+        loras.iter().try_for_each(|(lora, _)| lora.check(&components))?;
+        Ok(Self::WithLoras(Box::new(self), Arc::new(loras)))
     }
 
     /// Whether the file is there.
@@ -50,6 +63,7 @@ impl Files {
                 Place::Built => true,
                 Place::Nowhere => false,
             },
+            Self::WithLoras(model, _) => model.contains(name),
         }
     }
 
@@ -63,6 +77,7 @@ impl Files {
                 Place::Tokenizer(own) => tokenizer.join(own).display().to_string(),
                 Place::Model | Place::Built | Place::Nowhere => model.describe(name),
             },
+            Self::WithLoras(model, _) => model.describe(name),
         }
     }
 
@@ -93,6 +108,7 @@ impl Files {
                     Ok(Cow::Owned(serde_json::to_vec_pretty(&config)?))
                 }
             },
+            Self::WithLoras(model, _) => model.bytes(name),
         }
     }
 
@@ -123,6 +139,13 @@ impl Files {
         match self {
             Self::Single(file) => return file.weights(component),
             Self::WithTokenizer(model, _) => return model.weights(component),
+            Self::WithLoras(model, loras) => {
+                let mut weights = model.weights(component)?;
+                for (lora, strength) in loras.iter() {
+                    lora.merge_into(&mut weights, component, *strength)?;
+                }
+                return Ok(weights);
+            }
             Self::Folder(_) | Self::Embedded(_) => {}
         }
         let stem = weights_stem(component);
@@ -161,7 +184,9 @@ impl Files {
                     None => bail!("embedded model: no file {name}"),
                 },
                 Self::Folder(folder) => WeightFile::open(&folder.join(name))?,
-                Self::Single(_) | Self::WithTokenizer(..) => unreachable!("their weights are asked for elsewhere"),
+                Self::Single(_) | Self::WithTokenizer(..) | Self::WithLoras(..) => {
+                    unreachable!("their weights are asked for elsewhere")
+                }
             };
             tensors.extend(file.tensors());
         }

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use candle_core::{Result as CandleResult, Tensor};
 
+use super::adapters::Adapter;
 use super::params::{Init, Params};
 use crate::ops::{self, Activation, Conv2d, Groups};
 
@@ -10,6 +11,7 @@ use crate::ops::{self, Activation, Conv2d, Groups};
 pub struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
+    adapter: Option<Adapter>,
 }
 
 impl Linear {
@@ -21,13 +23,21 @@ impl Linear {
 
     /// Weight alone.
     pub fn without_bias(params: &Params, inputs: usize, outputs: usize) -> Result<Self> {
-        Ok(Self { weight: params.get("weight", &[outputs, inputs], Init::FanIn(inputs))?, bias: None })
+        Ok(Self {
+            weight: params.get("weight", &[outputs, inputs], Init::FanIn(inputs))?,
+            bias: None,
+            adapter: Adapter::new(params, inputs, outputs)?,
+        })
     }
 
     /// # Shapes
     /// - `[.., in]` → `[.., out]`
     pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        ops::linear(x, &self.weight, self.bias.as_ref())
+        let y = ops::linear(x, &self.weight, self.bias.as_ref())?;
+        match &self.adapter {
+            None => Ok(y),
+            Some(adapter) => adapter.add_to(&y, x),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The network family: U-Net, AutoencoderKL, CLIP text encoders; built from a diffusers `config.json`.
 
+pub mod adapters;
 pub mod conditions;
 pub mod config;
 pub mod convert;
@@ -9,6 +10,7 @@ pub mod files;
 pub mod fingerprint;
 pub mod hub;
 mod ldm;
+pub mod lora_file;
 pub mod params;
 mod part;
 pub mod single_file;

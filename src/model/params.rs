@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context as _, Result, bail};
 use candle_core::{DType, Device, Tensor, Var};
 
+use super::adapters::AdapterPlan;
 use super::weights::Weights;
 use crate::rng::Rng;
 
@@ -47,13 +48,20 @@ struct Store {
     trainable: bool,
     used: Mutex<BTreeSet<String>>,
     vars: Mutex<NamedVars>,
+    /// Those that stay as they are in a network that is trained.
+    frozen: Mutex<BTreeMap<String, Tensor>>,
 }
+
+/// Whether a parameter of this name stays as it is in a network that is trained.
+type IsFrozen = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// A cursor into the parameters, at a name prefix.
 #[derive(Clone)]
 pub struct Params {
     store: Arc<Store>,
     prefix: String,
+    is_frozen: Option<IsFrozen>,
+    adapters: Option<AdapterPlan>,
 }
 
 impl Params {
@@ -79,15 +87,44 @@ impl Params {
     }
 
     fn over(source: Source, device: &Device, dtype: DType, trainable: bool) -> Self {
-        let store =
-            Store { source, device: device.clone(), dtype, trainable, used: Mutex::default(), vars: Mutex::default() };
-        Self { store: Arc::new(store), prefix: String::new() }
+        let (used, vars, frozen) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let store = Store { source, device: device.clone(), dtype, trainable, used, vars, frozen };
+        Self { store: Arc::new(store), prefix: String::new(), is_frozen: None, adapters: None }
+    }
+
+    /// The same, but the parameters whose names `is_frozen` holds for are not trained.
+    pub fn frozen_where(self, is_frozen: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
+        Self { is_frozen: Some(Arc::new(is_frozen)), ..self }
+    }
+
+    /// The same, and linear layers get adapters, which are trained.
+    pub fn with_adapters(self, adapters: AdapterPlan) -> Self {
+        Self { adapters: Some(adapters), ..self }
+    }
+
+    /// Which layers get adapters.
+    pub fn adapters(&self) -> Option<&AdapterPlan> {
+        self.adapters.as_ref()
+    }
+
+    /// A parameter that is trained and that no checkpoint holds, drawn from its own name.
+    pub fn new_var(&self, seed: u64, name: &str, shape: &[usize], init: Init) -> Result<Tensor> {
+        let name = self.pp(name).prefix;
+        let var = Var::from_tensor(&draw(seed, &name, shape, init)?.to_device(&self.store.device)?)?;
+        let tensor = var.as_tensor().clone();
+        self.store.vars.lock().expect("no panic while held").insert(name, var);
+        Ok(tensor)
+    }
+
+    /// The parameters asked for so far that are not trained in a network that is.
+    pub fn frozen(&self) -> BTreeMap<String, Tensor> {
+        self.store.frozen.lock().expect("no panic while held").clone()
     }
 
     /// The cursor at `name` below this one.
     pub fn pp(&self, name: impl std::fmt::Display) -> Self {
         let prefix = if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
-        Self { store: self.store.clone(), prefix }
+        Self { prefix, ..self.clone() }
     }
 
     /// Where the cursor is.
@@ -123,6 +160,10 @@ impl Params {
         let tensor = tensor.to_device(&store.device)?.to_dtype(store.dtype)?;
         store.used.lock().expect("no panic while held").insert(name.clone());
         if !store.trainable {
+            return Ok(tensor);
+        }
+        if self.is_frozen.as_ref().is_some_and(|is_frozen| is_frozen(&name)) {
+            store.frozen.lock().expect("no panic while held").insert(name, tensor.clone());
             return Ok(tensor);
         }
         let var = Var::from_tensor(&tensor)?;

@@ -30,8 +30,8 @@ pub struct Moments {
     pub first: Var,
     /// Mean of its square.
     pub second: Var,
-    /// Averaged parameter.
-    pub ema: Var,
+    /// Averaged parameter; None: no average is kept.
+    pub ema: Option<Var>,
 }
 
 impl AdamW {
@@ -50,8 +50,12 @@ impl AdamW {
         with_values::<f32, _>(gradient, |g| {
             with_values_mut(parameter, |p| {
                 with_values_mut(&moments.first, |m| {
-                    with_values_mut(&moments.second, |v| {
-                        with_values_mut(&moments.ema, |e| fused(p, m, v, e, g, factors))
+                    with_values_mut(&moments.second, |v| match &moments.ema {
+                        Some(ema) => with_values_mut(ema, |e| fused(p, m, v, e, g, factors)),
+                        None => {
+                            fused_without_average(p, m, v, g, factors);
+                            Ok(())
+                        }
                     })
                 })
             })
@@ -82,11 +86,12 @@ impl AdamW {
         let denominator = ((second.sqrt()? * f.inverse_root as f64)? + self.eps)?;
         let shrunk = (parameter.as_detached_tensor() * f.shrink as f64)?;
         let updated = (shrunk - ((&first / denominator)? * f.step_size as f64)?)?;
-        let ema = ((moments.ema.as_detached_tensor() * self.ema_decay)? + (&updated * (1.0 - self.ema_decay))?)?;
         parameter.set(&updated)?;
         moments.first.set(&first)?;
         moments.second.set(&second)?;
-        moments.ema.set(&ema)
+        let Some(average) = &moments.ema else { return Ok(()) };
+        let ema = ((average.as_detached_tensor() * self.ema_decay)? + (&updated * (1.0 - self.ema_decay))?)?;
+        average.set(&ema)
     }
 }
 
@@ -115,6 +120,19 @@ vectorised! {
     }
 }
 
+vectorised! {
+    fn fused_without_average[T: Real](p: &mut [T], m: &mut [T], v: &mut [T], g: &[T], f: Factors<T>) {
+        let n = g.len();
+        let (p, m, v) = (&mut p[..n], &mut m[..n], &mut v[..n]);
+        for i in 0..n {
+            let g = g[i] * f.gradient_scale;
+            m[i] = f.betas.0 * m[i] + (T::ONE - f.betas.0) * g;
+            v[i] = f.betas.1 * v[i] + (T::ONE - f.betas.1) * g * g;
+            p[i] = p[i] * f.shrink - f.step_size * m[i] / (v[i].sqrt() * f.inverse_root + f.eps);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,13 +142,15 @@ mod tests {
         let var = |t: Tensor| Var::from_tensor(&t).unwrap();
         let p = Tensor::new(values, &Device::Cpu).unwrap();
         let zeros = p.zeros_like().unwrap();
-        Moments { first: var(zeros.copy().unwrap()), second: var(zeros), ema: var(p) }
+        Moments { first: var(zeros.copy().unwrap()), second: var(zeros), ema: Some(var(p)) }
     }
 
     #[test]
     fn agrees_with_the_formulas_and_with_the_path_of_other_devices() {
         let start = [0.5f32, -1.0, 2.0];
         let (fused, composed) = (moments(&start), moments(&start));
+        let bare = Moments { ema: None, ..moments(&start) };
+        let r = Var::new(&start, &Device::Cpu).unwrap();
         let p = Var::new(&start, &Device::Cpu).unwrap();
         let q = Var::new(&start, &Device::Cpu).unwrap();
         // By hand in f64.
@@ -148,6 +168,7 @@ mod tests {
             let gradient = Tensor::new(&[step as f32, -0.3, 0.0], &Device::Cpu).unwrap();
             adamw.update(&p, &gradient, &fused).unwrap();
             adamw.update_on_device(&q, &gradient, &composed).unwrap();
+            adamw.update(&r, &gradient, &bare).unwrap();
             let g = step as f64 * 0.5;
             m = 0.9 * m + 0.1 * g;
             v = 0.999 * v + 0.001 * g * g;
@@ -157,9 +178,10 @@ mod tests {
         }
         let values = |t: &Tensor| t.to_vec1::<f32>().unwrap();
         assert!((values(&p)[0] as f64 - value).abs() < 1e-6, "{} {value}", values(&p)[0]);
-        assert!((values(&fused.ema)[0] as f64 - ema).abs() < 1e-6);
-        for (a, b) in values(&p).iter().chain(&values(&fused.ema)).zip(values(&q).iter().chain(&values(&composed.ema)))
-        {
+        assert_eq!(values(&p), values(&r), "the average changes nothing");
+        let [average, other] = [&fused, &composed].map(|moments| values(moments.ema.as_ref().unwrap()));
+        assert!((average[0] as f64 - ema).abs() < 1e-6);
+        for (a, b) in values(&p).iter().chain(&average).zip(values(&q).iter().chain(&other)) {
             assert!((a - b).abs() < 1e-6, "{a} {b}");
         }
     }

@@ -12,6 +12,7 @@ use candle_core::{Device, Result, Tensor, TensorId, bail};
 
 use super::elementwise::{add_in_place, sum};
 use super::graft::on_cpu;
+use super::ledger::note_operation;
 use super::tape::{Node, Origin, origin, watch};
 
 thread_local! {
@@ -21,21 +22,26 @@ thread_local! {
 
 /// For the pass under way on this thread: adds gradients that an operation's backward function found beside its inputs'.
 pub fn leave_for_parameters(gradients: Gradients) {
-    LEFT.with_borrow_mut(|left| left.extend(gradients.0));
+    LEFT.with_borrow_mut(|left| left.extend(gradients.0.into_iter().map(|(id, gradient)| (id, gradient.tensor))));
 }
 
 /// Gradients of variables.
-pub struct Gradients(HashMap<TensorId, Tensor>);
+pub struct Gradients(HashMap<TensorId, Gradient>);
 
 impl Gradients {
     /// None: the loss does not depend on this variable.
     pub fn get(&self, variable: &Tensor) -> Option<&Tensor> {
-        self.0.get(&variable.id())
+        self.0.get(&variable.id()).map(|gradient| &gradient.tensor)
     }
 
     /// Takes the gradient out.
     pub fn remove(&mut self, variable: &Tensor) -> Option<Tensor> {
-        self.0.remove(&variable.id())
+        self.0.remove(&variable.id()).map(|gradient| gradient.tensor)
+    }
+
+    /// Adds the gradients of another pass, in place where nobody else looks at the memory.
+    pub fn add(&mut self, other: Self) -> Result<()> {
+        other.0.into_iter().try_for_each(|(id, gradient)| add_to(&mut self.0, id, gradient))
     }
 
     /// Variables that have a gradient.
@@ -68,7 +74,7 @@ pub fn backward_from(output: Tensor, gradient: Tensor) -> Result<Gradients> {
         bail!("backward: the loss depends on no variable");
     }
     match output.device() {
-        Device::Cpu => walk(output, gradient, |_| ()),
+        Device::Cpu => walk(output, gradient, |_| note_operation()),
         // There the operations are compositions of Candle's, and so is the way back.
         _ => by_candle(&output, &gradient),
     }
@@ -81,14 +87,10 @@ pub fn by_candle(output: &Tensor, gradient: &Tensor) -> Result<Gradients> {
     let variables = output.sorted_nodes().into_iter().filter(|node| node.is_variable());
     // Detached: Candle's gradients can have a history of their own, which would keep the graph alive.
     let gradients = variables.filter_map(|node| Some((node.id(), store.remove(node)?.detach())));
-    let mut gradients: HashMap<TensorId, Tensor> = gradients.collect();
-    for (id, gradient) in LEFT.take() {
-        match gradients.entry(id) {
-            Entry::Vacant(place) => {
-                place.insert(gradient);
-            }
-            Entry::Occupied(mut place) => *place.get_mut() = (place.get() + gradient)?,
-        }
+    let gradients = gradients.map(|(id, tensor)| (id, Gradient { tensor, is_own: false }));
+    let mut gradients: HashMap<TensorId, Gradient> = gradients.collect();
+    for (id, tensor) in LEFT.take() {
+        add_to(&mut gradients, id, Gradient { tensor, is_own: false })?;
     }
     Ok(Gradients(gradients))
 }
@@ -120,7 +122,7 @@ pub fn walk(output: Tensor, gradient: Tensor, mut observe: impl FnMut(usize)) ->
         }
         observe(held.gradients.len());
     }
-    Ok(Gradients(held.gradients.into_iter().map(|(id, gradient)| (id, gradient.tensor)).collect()))
+    Ok(Gradients(held.gradients))
 }
 
 struct Gradient {
@@ -175,18 +177,22 @@ impl Held {
     }
 
     fn add(&mut self, id: TensorId, gradient: Gradient) -> Result<()> {
-        match self.gradients.entry(id) {
-            Entry::Vacant(place) => {
-                place.insert(gradient);
-            }
-            Entry::Occupied(mut place) => {
-                let held = place.get_mut();
-                let total = held.plus(&gradient)?;
-                *held = total;
-            }
-        }
-        Ok(())
+        add_to(&mut self.gradients, id, gradient)
     }
+}
+
+fn add_to(gradients: &mut HashMap<TensorId, Gradient>, id: TensorId, gradient: Gradient) -> Result<()> {
+    match gradients.entry(id) {
+        Entry::Vacant(place) => {
+            place.insert(gradient);
+        }
+        Entry::Occupied(mut place) => {
+            let held = place.get_mut();
+            let total = held.plus(&gradient)?;
+            *held = total;
+        }
+    }
+    Ok(())
 }
 
 impl Gradient {

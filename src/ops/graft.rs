@@ -12,6 +12,7 @@ use candle_core::{
     Storage, Tensor, bail, op::BackpropOp,
 };
 
+use super::ledger::note_operation;
 use super::real::Real;
 use super::tape::{self, InputGradients, Node};
 
@@ -64,6 +65,7 @@ fn graft_storage(
     shape: Shape,
     backward: impl Backward,
 ) -> Result<Tensor> {
+    note_operation();
     if !inputs.iter().any(|input| input.track_op()) {
         return Ok(Tensor::from_storage(storage, shape, BackpropOp::none(), false));
     }

@@ -39,3 +39,21 @@ pub fn keep_freed_memory() {
         }
     }
 }
+
+/// Bytes of memory that the process has now; None where the system does not tell (other than Linux).
+pub fn resident_bytes() -> Option<u64> {
+    status("VmRSS:")
+}
+
+/// The most that [`resident_bytes`] ever was.
+pub fn peak_resident_bytes() -> Option<u64> {
+    status("VmHWM:")
+}
+
+/// A number of `/proc/self/status` (proc(5)), which are in kB of 1024 bytes.
+fn status(name: &str) -> Option<u64> {
+    // Any failure means that the system does not tell.
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}

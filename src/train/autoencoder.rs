@@ -1,14 +1,16 @@
 //! Objective `autoencoder`: a small VAE that keeps outlines, with latents near the standard normal.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 
 use super::data_check::{Pictures, check_sets};
-use super::objective::{Objective, Weights, component, frozen, merge};
+use super::objective::{ModelWriter, Objective, Weights, component, frozen, merge};
+use super::patterns::{check_freeze, freeze};
+use super::plan::{Footprint, total_bytes};
 use super::settings::{AutoencoderConfig, TrainConfig};
+use super::share::{Share, set_rng};
 use super::whitening::whitened;
 use crate::data::{Loader, LoaderSettings, SetSource, tensor_from_images};
 use crate::device::Runtime;
@@ -17,7 +19,7 @@ use crate::model::vae::Moments;
 use crate::model::write::write_component;
 use crate::model::{Files, Vae, VaeConfig};
 use crate::ops;
-use crate::rng::Rng;
+use crate::shape::SetShape;
 
 /// Pictures of the validation loss.
 const VALIDATION_IMAGES: usize = 64;
@@ -26,13 +28,18 @@ const VALIDATION_IMAGES: usize = 64;
 pub struct AutoencoderObjective {
     settings: AutoencoderConfig,
     seed: u64,
+    share: Share,
     runtime: Runtime,
     config: VaeConfig,
     vae: Vae,
     vars: NamedVars,
+    /// What is built and written, but not trained.
+    frozen: Weights,
     source: Arc<dyn SetSource>,
     loader: Loader,
     images_per_set: usize,
+    /// Side of the pictures in pixels.
+    size: u32,
     validation: Tensor,
 }
 
@@ -50,12 +57,15 @@ impl AutoencoderObjective {
             None => Params::random(config.seed, &runtime.device, DType::F32),
             Some(folder) => Files::Folder(folder.clone()).params("vae", runtime, true)?,
         };
-        let (vae, own) = Vae::new(&vae_config, params)?;
-        if config.model.start_from.is_none() {
+        let params = freeze(params, "vae", &config.model.freeze);
+        let (vae, own) = Vae::new(&vae_config, params.clone())?;
+        if config.model.start_from.is_none() && own.contains_key("quant_conv.bias") {
             quieten(&own, vae_config.latent_channels)?;
         }
-        let mut vars = NamedVars::new();
+        let (mut vars, mut frozen) = (NamedVars::new(), Weights::new());
         merge(&mut vars, "vae", own);
+        merge(&mut frozen, "vae", params.frozen());
+        check_freeze(&config.model.freeze, &vars, &frozen)?;
         let images_per_set = source.read(0)?.images.len();
         check_sets(source.as_ref(), Pictures::Exactly(images_per_set), None)?;
         let settings = LoaderSettings {
@@ -74,13 +84,16 @@ impl AutoencoderObjective {
         Ok(Self {
             settings: config.autoencoder.clone(),
             seed: config.seed,
+            share: Share::WHOLE,
             runtime: runtime.clone(),
             config: vae_config,
             vae,
             vars,
+            frozen,
             loader: Loader::new(settings, source.n_sets())?,
             source,
             images_per_set,
+            size: config.data.size,
             validation: tensor_from_images(&held_out, &runtime.device)?,
         })
     }
@@ -117,10 +130,23 @@ impl Objective for AutoencoderObjective {
         &self.vars
     }
 
+    fn shape(&mut self, step: u64) -> SetShape {
+        self.loader.plan(step).shape
+    }
+
+    fn fewest_sets(&self) -> usize {
+        self.loader.fewest_sets()
+    }
+
+    fn set_share(&mut self, share: Share) {
+        self.share = share;
+    }
+
     fn loss(&mut self, step: u64) -> Result<Tensor> {
         let plan = self.loader.plan(step);
-        let mut images = Vec::with_capacity(plan.shape.total());
-        for set_idx in plan.set_idxs {
+        let own = self.share.range(plan.shape.sets);
+        let mut images = Vec::with_capacity(own.len() * plan.shape.images);
+        for &set_idx in &plan.set_idxs[own.clone()] {
             let set = self.source.read(set_idx)?;
             anyhow::ensure!(
                 set.images.len() == self.images_per_set,
@@ -133,29 +159,66 @@ impl Objective for AutoencoderObjective {
         }
         let images = tensor_from_images(&images, &self.runtime.device)?;
         let moments = self.vae.encode(&images)?;
-        let noise = Rng::new(self.seed, "latent noise", step).normal_tensor(moments.mean.dims())?;
+        let set_dims = [&[plan.shape.images], &moments.mean.dims()[1..]].concat();
+        let noise = own.map(|set| set_rng(self.seed, "latent noise", step, set).normal_tensor(&set_dims));
+        let noise = Tensor::cat(&noise.collect::<candle_core::Result<Vec<_>>>()?, 0)?; // [b·n, c, h, w]
         let deviation = ops::exp(&ops::affine(&moments.logvar, 0.5, 0.0)?)?;
         let latents = ops::add(&moments.mean, &ops::mul(&deviation, &noise.to_device(&self.runtime.device)?)?)?;
-        self.loss_of(&images, &self.vae.decode_unscaled(&latents)?, &moments)
+        let loss = self.loss_of(&images, &self.vae.decode_unscaled(&latents)?, &moments)?;
+        self.share.weighted(loss, plan.shape.sets)
+    }
+
+    fn footprint(&self) -> Footprint {
+        Footprint {
+            untrained_bytes: total_bytes(self.frozen.values()),
+            cache_bytes: 0,
+            n_sets: self.source.n_sets(),
+            images: self.images_per_set,
+            side: self.size as usize,
+            smallest_side: self.config.downscale(),
+            preparation: None,
+        }
+    }
+
+    fn trial_loss(&self, sets: usize, side: usize) -> Result<Tensor> {
+        let dims = (sets * self.images_per_set, 3, side, side);
+        let images = Tensor::zeros(dims, DType::F32, &self.runtime.device)?;
+        let moments = self.vae.encode(&images)?;
+        let deviation = ops::exp(&ops::affine(&moments.logvar, 0.5, 0.0)?)?;
+        let latents = ops::add(&moments.mean, &ops::mul(&deviation, &moments.mean.detach())?)?;
+        let decoded = self.vae.decode_unscaled(&latents)?;
+        self.loss_of(&images, &decoded, &moments)
     }
 
     fn validate(&mut self, weights: &Weights) -> Result<f64> {
-        let (vae, _) = Vae::new(&self.config, frozen(weights, "vae", &self.runtime.device))?;
-        let moments = vae.encode(&self.validation)?;
+        let n_images = self.validation.dim(0)?;
+        let own = self.share.range(n_images);
+        if own.is_empty() {
+            return Ok(0.0);
+        }
+        let images = self.validation.narrow(0, own.start, own.len())?;
+        let weights = self.frozen.clone().into_iter().chain(weights.clone()).collect();
+        let (vae, _) = Vae::new(&self.config, frozen(&weights, "vae", &self.runtime.device))?;
+        let moments = vae.encode(&images)?;
         let decoded = vae.decode_unscaled(&moments.mean)?;
-        Ok(self.loss_of(&self.validation, &decoded, &moments)?.to_scalar::<f32>()? as f64)
+        let loss = self.loss_of(&images, &decoded, &moments)?.to_scalar::<f32>()? as f64;
+        Ok(loss * self.share.weight(n_images))
     }
 
     /// Channels that carry alike, and the scaling factor that gives the held-out latents unit variance.
-    fn write(&self, folder: &Path, weights: &Weights) -> Result<()> {
-        let device = &self.runtime.device;
-        let (vae, _) = Vae::new(&self.config, frozen(weights, "vae", device))?;
-        let own = component(weights, "vae");
-        let white = whitened(&own, &vae.encode(&self.validation)?.mean)?;
-        let params = Params::checkpoint(white.clone(), "whitened vae", device, DType::F32, false);
-        let latents = Vae::new(&self.config, params)?.0.encode(&self.validation)?.mean.flatten_all()?;
-        let variance = latents.broadcast_sub(&latents.mean_all()?)?.sqr()?.mean_all()?.to_scalar::<f32>()? as f64;
-        let config = VaeConfig { scaling_factor: 1.0 / variance.sqrt().max(1e-6), ..self.config.clone() };
-        write_component(folder, "vae", &config, &white).context("autoencoder")
+    fn writer(&self) -> Result<ModelWriter> {
+        let (device, config, validation) = (self.runtime.device.clone(), self.config.clone(), self.validation.clone());
+        let kept = self.frozen.clone();
+        Ok(Box::new(move |folder, weights| {
+            let weights = kept.into_iter().chain(weights.clone()).collect();
+            let (vae, _) = Vae::new(&config, frozen(&weights, "vae", &device))?;
+            let own = component(&weights, "vae");
+            let white = whitened(&own, &vae.encode(&validation)?.mean)?;
+            let params = Params::checkpoint(white.clone(), "whitened vae", &device, DType::F32, false);
+            let latents = Vae::new(&config, params)?.0.encode(&validation)?.mean.flatten_all()?;
+            let variance = latents.broadcast_sub(&latents.mean_all()?)?.sqr()?.mean_all()?.to_scalar::<f32>()? as f64;
+            let config = VaeConfig { scaling_factor: 1.0 / variance.sqrt().max(1e-6), ..config };
+            write_component(folder, "vae", &config, &white).context("autoencoder")
+        }))
     }
 }

@@ -1,5 +1,8 @@
 //! What a set is trained to do in a step: which pictures, which of them are given, whose captions are known, at what noise.
 
+use anyhow::Result;
+use candle_core::Tensor;
+
 use super::settings::JointConfig;
 use crate::rng::Rng;
 
@@ -47,6 +50,21 @@ impl SetConditions {
             images[rng.below(n_images)].is_masked ^= true;
         }
         Self { timestep, images }
+    }
+}
+
+impl JointConfig {
+    /// The noise of a set (noise offset: `noise_offset`); offsets are drawn behind it, so that it is the same without them.
+    ///
+    /// # Shapes
+    /// - dims `[n, c, h, w]`
+    pub fn noise(&self, rng: &mut Rng, dims: &[usize]) -> Result<Tensor> {
+        let noise = rng.normal_tensor(dims)?;
+        if self.noise_offset == 0.0 {
+            return Ok(noise);
+        }
+        let offsets = (rng.normal_tensor(&[dims[0], dims[1], 1, 1])? * self.noise_offset)?;
+        Ok(noise.broadcast_add(&offsets)?)
     }
 }
 
@@ -151,5 +169,22 @@ mod tests {
         assert_share(hidden_sets, STEPS as usize, 0.1);
         let alone = SetConditions::draw(&mut Rng::new(8, "conditions", 0), &settings, 1000, 4, 1);
         assert_eq!(alone.images.len(), 1, "a set of one cannot be mixed");
+    }
+
+    #[test]
+    fn a_noise_offset_is_one_number_a_channel_of_a_picture() {
+        let noise = |noise_offset| {
+            let settings = JointConfig { noise_offset, ..Default::default() };
+            let noise = settings.noise(&mut Rng::new(1, "training noise", 0), &[2, 3, 4, 5]).unwrap();
+            noise.reshape((6, 20)).unwrap().to_vec2::<f32>().unwrap()
+        };
+        let (plain, shifted) = (noise(0.0), noise(0.5));
+        let mut offsets = vec![];
+        for (plain, shifted) in plain.iter().zip(&shifted) {
+            let gaps: Vec<f32> = plain.iter().zip(shifted).map(|(plain, shifted)| shifted - plain).collect();
+            assert!(gaps.iter().all(|gap| (gap - gaps[0]).abs() < 1e-6), "{gaps:?}");
+            offsets.push(gaps[0]);
+        }
+        assert!(offsets.iter().all(|offset| *offset != 0.0) && offsets[0] != offsets[1], "{offsets:?}");
     }
 }

@@ -34,7 +34,7 @@ impl EventFile {
     }
 
     /// Numbers by their names.
-    pub fn numbers(&mut self, steps: u64, numbers: &[(&str, f64)]) -> Result<()> {
+    pub fn numbers(&mut self, steps: u64, numbers: &[(String, f64)]) -> Result<()> {
         let mut summary = vec![];
         for (name, number) in numbers {
             let mut value = vec![];

@@ -1,38 +1,47 @@
 //! Objective `joint`: denoise the images of a set together, some of them given as references (§3.2, §4).
 
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 
+use super::batch::{Batch, Denoiser};
 use super::conditions::SetConditions;
 use super::data_check::{Pictures, check_sets};
+use super::held_out::{HeldOut, PartLoss};
 use super::latents::LatentCache;
-use super::objective::{Objective, Weights, component, frozen, merge};
+use super::lora::{LoraConfig, prepare};
+use super::objective::{ModelWriter, Objective, Weights, component, frozen, merge};
+use super::patterns::check_freeze;
+use super::plan::{Footprint, total_bytes};
 use super::settings::{JointConfig, TrainConfig};
+use super::share::{Share, set_rng};
 use super::start::UnetStart;
 use crate::data::{Loader, LoaderSettings, SetSource};
 use crate::device::Runtime;
-use crate::diffusion::{NoiseSchedule, ScheduleConfig, mse};
+use crate::diffusion::{NoiseSchedule, ScheduleConfig};
 use crate::invalid::invalid;
 use crate::model::family::has_two_text_encoders;
 use crate::model::fingerprint::fingerprint;
 use crate::model::params::{NamedVars, Params};
 use crate::model::write::{copy_tokenizer, write_component, write_json, write_model_index};
 use crate::model::{Files, JointUnet, TextConfig, TextEncoder, Tokenizer, UnetConfig, Vae, VaeConfig};
-use crate::rng::Rng;
 use crate::shape::SetShape;
-
-/// Sets of the validation loss, and images in each.
-const VALIDATION: SetShape = SetShape { sets: 32, images: 3 };
 
 /// Trains U-Net and text encoder on the latents of sets.
 pub struct JointObjective {
     settings: JointConfig,
+    lora: LoraConfig,
     seed: u64,
+    share: Share,
     runtime: Runtime,
     architecture: Files,
+    /// Side of the pictures in pixels.
+    size: u32,
+    vae: Arc<Vae>,
+    vae_bytes: u64,
+    /// Of the first set of the data.
+    pictures_per_set: usize,
     vae_files: Files,
     vae_hash: String,
     unet_config: UnetConfig,
@@ -41,24 +50,14 @@ pub struct JointObjective {
     unet: JointUnet,
     text: TextEncoder,
     vars: NamedVars,
+    /// What is built and written, but not trained.
+    frozen: Weights,
     loader: Loader,
     latents: LatentCache,
-    validation: Batch,
+    held_out: HeldOut,
+    /// Of the last validation.
+    held_out_parts: Vec<PartLoss>,
     notices: Vec<String>,
-}
-
-/// What a loss is computed from, on the host.
-struct Batch {
-    shape: SetShape,
-    /// `[b·n, c, h, w]`.
-    clean: Tensor,
-    noise: Tensor,
-    /// One an image: true hides its reference.
-    masked: Vec<bool>,
-    /// One a set.
-    timesteps: Vec<usize>,
-    /// One an image.
-    tokens: Vec<Vec<u32>>,
 }
 
 impl JointObjective {
@@ -67,7 +66,7 @@ impl JointObjective {
         config: &TrainConfig,
         runtime: &Runtime,
         source: Arc<dyn SetSource>,
-        validation: Arc<dyn SetSource>,
+        validation: Vec<(String, Arc<dyn SetSource>)>,
     ) -> Result<Self> {
         let architecture = Files::Folder(config.model.architecture.clone());
         let unet_config: UnetConfig = architecture.json("unet/config.json")?;
@@ -96,12 +95,18 @@ impl JointObjective {
                 Files::Folder(folder.clone()).params("text_encoder", runtime, true)?,
             ),
         };
-        let (unet, unet_vars) = JointUnet::new(&unet_config, unet_start.params)?;
+        let unet_params = prepare(config, unet_start.params, "unet");
+        let text_params = prepare(config, text_params, "text_encoder");
+        let (unet, unet_vars) = JointUnet::new(&unet_config, unet_params.clone())?;
         let unet = if config.run.gradient_checkpointing { unet.checkpointed() } else { unet };
-        let (text, text_vars) = TextEncoder::new(&text_config, text_params)?;
-        let mut vars = NamedVars::new();
-        merge(&mut vars, "unet", unet_vars);
-        merge(&mut vars, "text_encoder", text_vars);
+        let (text, text_vars) = TextEncoder::new(&text_config, text_params.clone())?;
+        let (mut vars, mut frozen) = (NamedVars::new(), Weights::new());
+        for (component, own, params) in [("unet", unet_vars, unet_params), ("text_encoder", text_vars, text_params)] {
+            merge(&mut vars, component, own);
+            merge(&mut frozen, component, params.frozen());
+        }
+        check_freeze(&config.model.freeze, &vars, &frozen)?;
+        config.lora.check(&vars)?;
 
         let vae_folder = config.model.vae.clone();
         let vae_folder =
@@ -110,6 +115,8 @@ impl JointObjective {
         let vae_config: VaeConfig = vae_files.json("vae/config.json")?;
         let (vae_tensors, origin) = vae_files.tensors("vae")?;
         let vae_hash = fingerprint(&vae_config, &vae_tensors)?;
+        let vae_values: usize = vae_tensors.values().map(Tensor::elem_count).sum();
+        let vae_bytes = (vae_values * runtime.dtype.size_in_bytes()) as u64;
         let vae_params = Params::checkpoint(vae_tensors, origin, &runtime.device, runtime.dtype, false);
         let (vae, _) = Vae::new(&vae_config, vae_params)?;
         ensure!(
@@ -124,7 +131,12 @@ impl JointObjective {
         let cache = |source| LatentCache::new(source, &vae, &tokenizer, &runtime.device, max_gb);
         let schedule: ScheduleConfig = architecture.json("scheduler/scheduler_config.json")?;
         let schedule = NoiseSchedule::new(&schedule)?;
-        let validation = validation_batch(&mut cache(validation), &schedule, config.seed)?;
+        let validation = validation.into_iter().map(|(name, source)| (name, cache(source))).collect();
+        let images_at_once = match config.run.micro_batch {
+            0 => config.run.images_per_step,
+            images => images,
+        };
+        let held_out = HeldOut::new(validation, &schedule, config.seed, images_at_once)?;
         let loader = LoaderSettings {
             seed: config.seed,
             images_per_step: config.run.images_per_step,
@@ -133,11 +145,18 @@ impl JointObjective {
         let loader = Loader::new(loader, source.n_sets())?;
         let n_needed = config.joint.set_sizes.iter().copied().max().unwrap_or(1);
         let cuts = check_sets(source.as_ref(), Pictures::AtLeast(n_needed), Some(&tokenizer))?;
+        let pictures_per_set = source.read(0)?.images.len();
         Ok(Self {
             settings: config.joint.clone(),
+            lora: config.lora.clone(),
             seed: config.seed,
+            share: Share::WHOLE,
             runtime: runtime.clone(),
             architecture,
+            size: config.data.size,
+            vae: vae.clone(),
+            vae_bytes,
+            pictures_per_set,
             vae_files,
             vae_hash,
             unet_config,
@@ -146,22 +165,26 @@ impl JointObjective {
             unet,
             text,
             vars,
+            frozen,
             loader,
             latents: cache(source),
-            validation,
+            held_out,
+            held_out_parts: vec![],
             notices: unet_start.notice.into_iter().chain(cuts).collect(),
         })
     }
 
-    fn batch(&mut self, step: u64) -> Result<Batch> {
+    /// The share's sets of the step, and how many the step has.
+    fn batch(&mut self, step: u64) -> Result<(Batch, usize)> {
         let plan = self.loader.plan(step);
-        let shape = plan.shape;
-        let mut rng = Rng::new(self.seed, "conditions", step);
+        let own = self.share.range(plan.shape.sets);
+        let shape = SetShape { sets: own.len(), ..plan.shape };
         let (mut clean, mut tokens, mut masked) = (Vec::new(), Vec::new(), Vec::new());
-        let mut timesteps = Vec::with_capacity(shape.sets);
+        let (mut timesteps, mut noise) = (Vec::with_capacity(shape.sets), Vec::with_capacity(shape.sets));
         let empty = self.latents.empty_tokens()?;
         let train_steps = self.schedule.train_steps();
-        for set_idx in plan.set_idxs {
+        for position in own {
+            let set_idx = plan.set_idxs[position];
             let set = self.latents.get(set_idx)?;
             ensure!(
                 set.latents.len() >= shape.images,
@@ -169,8 +192,11 @@ impl JointObjective {
                 set.latents.len(),
                 shape.images
             );
+            let mut rng = set_rng(self.seed, "conditions", step, position);
             let conditions =
                 SetConditions::draw(&mut rng, &self.settings, train_steps, set.latents.len(), shape.images);
+            let set_dims = [&[shape.images], set.latents[0].dims()].concat();
+            noise.push(self.settings.noise(&mut set_rng(self.seed, "training noise", step, position), &set_dims)?);
             timesteps.push(conditions.timestep);
             for image in conditions.images {
                 clean.push(set.latents[image.picture].clone());
@@ -182,54 +208,22 @@ impl JointObjective {
             }
         }
         let clean = Tensor::stack(&clean, 0)?; // [b·n, c, h, w]
-        let noise = Rng::new(self.seed, "training noise", step).normal_tensor(clean.dims())?;
-        Ok(Batch { shape, clean, noise, masked, timesteps, tokens })
+        let noise = Tensor::cat(&noise, 0)?; // [b·n, c, h, w]
+        Ok((Batch { shape, clean, noise, masked, timesteps, tokens }, plan.shape.sets))
     }
-}
 
-/// Equation 2: mean squared error of the predicted noise (or velocity, where the schedule says so) over all images of all
-/// sets.
-fn loss_of(
-    unet: &JointUnet,
-    text: &TextEncoder,
-    schedule: &NoiseSchedule,
-    batch: &Batch,
-    device: &Device,
-) -> Result<Tensor> {
-    let shape = batch.shape;
-    let per_image: Vec<usize> = batch.timesteps.iter().flat_map(|&t| std::iter::repeat_n(t, shape.images)).collect();
-    let noisy = schedule.add_noise(&batch.clean, &batch.noise, &per_image)?;
-    let (_, _, h, w) = batch.clean.dims4()?;
-    let masked: Vec<f32> = batch.masked.iter().map(|&masked| f32::from(masked)).collect();
-    let mask = Tensor::from_vec(masked, (shape.total(), 1, 1, 1), &Device::Cpu)?;
-    let reference = batch.clean.broadcast_mul(&(1.0 - &mask)?)?;
-    let mask = mask.broadcast_as((shape.total(), 1, h, w))?;
-    let input = Tensor::cat(&[&noisy, &mask.contiguous()?, &reference], 1)?; // [b·n, 2c+1, h, w]
-    let tokens: Vec<u32> = batch.tokens.concat();
-    let tokens = Tensor::from_vec(tokens, (shape.total(), batch.tokens[0].len()), device)?;
-    let timesteps: Vec<i64> = batch.timesteps.iter().map(|&t| t as i64).collect();
-    let timesteps = Tensor::from_vec(timesteps, shape.sets, device)?;
-    let context = text.forward(&tokens)?;
-    let prediction = unet.forward(&input.to_device(device)?, &timesteps, &context, shape)?;
-    let target = schedule.target(&batch.clean, &batch.noise, &per_image)?;
-    Ok(mse(&prediction, &target.to_device(device)?)?)
-}
-
-/// Held-out sets with the first image given, at timesteps spread evenly.
-fn validation_batch(cache: &mut LatentCache, schedule: &NoiseSchedule, seed: u64) -> Result<Batch> {
-    let shape = SetShape { sets: VALIDATION.sets.min(cache.n_sets()), ..VALIDATION };
-    let (mut clean, mut tokens) = (Vec::new(), Vec::new());
-    for set_idx in 0..shape.sets {
-        let set = cache.get(set_idx)?;
-        ensure!(set.latents.len() >= shape.images, "validation sets need {} pictures", shape.images);
-        clean.extend_from_slice(&set.latents[..shape.images]);
-        tokens.extend_from_slice(&set.tokens[..shape.images]);
+    fn denoiser(&self) -> Denoiser<'_> {
+        let Self { unet, text, schedule, runtime, .. } = self;
+        Denoiser { unet, text, schedule, device: &runtime.device }
     }
-    let clean = Tensor::stack(&clean, 0)?; // [b·n, c, h, w]
-    let noise = Rng::new(seed, "validation noise", 0).normal_tensor(clean.dims())?;
-    let timesteps = (0..shape.sets).map(|i| (2 * i + 1) * schedule.train_steps() / (2 * shape.sets)).collect();
-    let masked = (0..shape.total()).map(|i| i % shape.images != 0).collect();
-    Ok(Batch { shape, clean, noise, masked, timesteps, tokens })
+
+    /// The networks' weights: what is trained, and what is not.
+    fn all(&self, weights: &Weights) -> Result<Weights> {
+        let all = self.frozen.iter().chain(weights);
+        let mut all = all.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+        self.lora.merge(&mut all)?;
+        Ok(all)
+    }
 }
 
 impl Objective for JointObjective {
@@ -245,26 +239,93 @@ impl Objective for JointObjective {
         Some(&self.vae_hash)
     }
 
+    fn shape(&mut self, step: u64) -> SetShape {
+        self.loader.plan(step).shape
+    }
+
+    fn fewest_sets(&self) -> usize {
+        self.loader.fewest_sets()
+    }
+
+    fn set_share(&mut self, share: Share) {
+        self.share = share;
+    }
+
     fn loss(&mut self, step: u64) -> Result<Tensor> {
-        let batch = self.batch(step)?;
-        loss_of(&self.unet, &self.text, &self.schedule, &batch, &self.runtime.device)
+        let (batch, sets) = self.batch(step)?;
+        self.share.weighted(self.denoiser().loss(&batch, self.settings.min_snr_gamma)?, sets)
+    }
+
+    fn footprint(&self) -> Footprint {
+        let pixels = self.size as usize;
+        let (n_sets, n_pictures) = (self.latents.n_sets(), self.pictures_per_set);
+        let side = pixels / self.vae.config().downscale();
+        let images = self.settings.set_sizes.iter().copied().max().unwrap_or(1);
+        Footprint {
+            untrained_bytes: self.vae_bytes + total_bytes(self.frozen.values()),
+            cache_bytes: {
+                let latents = self.unet_config.latent_channels() * side * side;
+                let values = n_sets * n_pictures * (latents + self.text_config.max_position_embeddings);
+                (values as u64 * 4).min((self.settings.latent_cache_gb * 1e9) as u64)
+            },
+            n_sets,
+            images,
+            side,
+            smallest_side: 1 << (self.unet_config.block_out_channels.len() - 1),
+            preparation: Some((pixels, self.vae.config().downscale())),
+        }
+    }
+
+    fn trial_loss(&self, sets: usize, side: usize) -> Result<Tensor> {
+        let shape = SetShape { sets, images: self.footprint().images };
+        let dims = (shape.total(), self.unet_config.latent_channels(), side, side);
+        let clean = Tensor::zeros(dims, DType::F32, &Device::Cpu)?;
+        let noise = clean.clone();
+        let tokens = vec![vec![0; self.text_config.max_position_embeddings]; shape.total()];
+        let (masked, timesteps) = (vec![true; shape.total()], vec![0; sets]);
+        let batch = Batch { shape, clean, noise, masked, timesteps, tokens };
+        self.denoiser().loss(&batch, self.settings.min_snr_gamma)
+    }
+
+    fn trial_preparation(&self, side_px: usize) -> Result<()> {
+        let dims = (self.pictures_per_set, 3, side_px, side_px);
+        let pictures = Tensor::zeros(dims, DType::F32, &self.runtime.device)?;
+        self.vae.latents_from_images(&pictures)?;
+        Ok(())
     }
 
     fn validate(&mut self, weights: &Weights) -> Result<f64> {
-        let device = &self.runtime.device;
-        let (unet, _) = JointUnet::new(&self.unet_config, frozen(weights, "unet", device))?;
-        let (text, _) = TextEncoder::new(&self.text_config, frozen(weights, "text_encoder", device))?;
-        Ok(loss_of(&unet, &text, &self.schedule, &self.validation, device)?.to_scalar::<f32>()? as f64)
+        let (device, weights) = (&self.runtime.device, self.all(weights)?);
+        let (unet, _) = JointUnet::new(&self.unet_config, frozen(&weights, "unet", device))?;
+        let (text, _) = TextEncoder::new(&self.text_config, frozen(&weights, "text_encoder", device))?;
+        let denoiser = Denoiser { unet: &unet, text: &text, ..self.denoiser() };
+        let (loss, parts) = self.held_out.losses(denoiser, self.share)?;
+        self.held_out_parts = parts;
+        Ok(loss)
+    }
+
+    fn held_out_parts(&self) -> &[PartLoss] {
+        &self.held_out_parts
     }
 
     /// A whole pipeline: the trained networks, and VAE, tokenizer and schedule as they were given.
-    fn write(&self, folder: &Path, weights: &Weights) -> Result<()> {
-        write_component(folder, "unet", &self.unet_config, &component(weights, "unet"))?;
-        write_component(folder, "text_encoder", &self.text_config, &component(weights, "text_encoder"))?;
-        let vae_config: serde_json::Value = self.vae_files.json("vae/config.json")?;
-        write_component(folder, "vae", &vae_config, &self.vae_files.tensors("vae")?.0)?;
-        copy_tokenizer(&self.architecture, folder)?;
-        write_json(&folder.join("scheduler/scheduler_config.json"), self.schedule.config())?;
-        write_model_index(folder)
+    fn writer(&self) -> Result<ModelWriter> {
+        let (unet, text, schedule) =
+            (self.unet_config.clone(), self.text_config.clone(), self.schedule.config().clone());
+        let (architecture, vae) = (self.architecture.clone(), self.vae_files.clone());
+        let (lora, frozen) = (self.lora.clone(), self.frozen.clone());
+        Ok(Box::new(move |folder, weights| {
+            lora.write(folder, weights)?;
+            let mut all = frozen.into_iter().chain(weights.clone()).collect();
+            lora.merge(&mut all)?;
+            let weights = &all;
+            write_component(folder, "unet", &unet, &component(weights, "unet"))?;
+            write_component(folder, "text_encoder", &text, &component(weights, "text_encoder"))?;
+            let vae_config: serde_json::Value = vae.json("vae/config.json")?;
+            write_component(folder, "vae", &vae_config, &vae.tensors("vae")?.0)?;
+            copy_tokenizer(&architecture, folder)?;
+            write_json(&folder.join("scheduler/scheduler_config.json"), &schedule)?;
+            write_model_index(folder)
+        }))
     }
 }

@@ -2,24 +2,34 @@
 //!
 //! Read `settings`, `trainer`, then the two objectives.
 
+mod rates;
 pub mod settings;
 pub mod trainer;
 
 pub mod autoencoder;
+mod batch;
 pub mod conditions;
 pub mod data_check;
+pub mod held_out;
 pub mod joint;
 pub mod latents;
+pub mod lora;
 pub mod objective;
+mod patterns;
+pub mod plan;
+pub mod share;
 pub mod start;
 mod whitening;
 
+pub mod checkpoints;
 pub mod events;
 pub mod optimizer;
 pub mod run_folder;
+mod saver;
 
 pub use autoencoder::AutoencoderObjective;
 pub use joint::JointObjective;
 pub use objective::Objective;
 pub use settings::{ObjectiveKind, TrainConfig};
+pub use share::Share;
 pub use trainer::{Hooks, StepReport, train};

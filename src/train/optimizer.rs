@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 
 use super::objective::Weights;
 use super::settings::{OptimizerConfig, TrainConfig};
 use crate::model::params::NamedVars;
 use crate::ops::{AdamW, Gradients, Moments, global_norm};
+
+const EMA: &str = "ema";
 
 /// What to do about a run that diverges.
 pub const REMEDY: &str = "a lower optimizer.lr or optimizer.clip_norm may help";
@@ -45,7 +47,10 @@ impl Optimizer {
             let moments = Moments {
                 first: zeros()?,
                 second: zeros()?,
-                ema: Var::from_tensor(&parameter.as_detached_tensor().copy()?)?,
+                ema: match config.optimizer.ema_decay > 0.0 {
+                    true => Some(Var::from_tensor(&parameter.as_detached_tensor().copy()?)?),
+                    false => None,
+                },
             };
             slots.insert(name.clone(), Slot { parameter: parameter.clone(), moments });
         }
@@ -90,9 +95,10 @@ impl Optimizer {
         Ok(Update { lr, gradient_norm })
     }
 
-    /// The averaged weights: what is validated, sampled from and written as the model.
+    /// The averaged weights (without averaging: the weights): what is validated, sampled from and written as the model.
     pub fn averaged(&self) -> Weights {
-        self.slots.iter().map(|(name, slot)| (name.clone(), slot.moments.ema.as_detached_tensor())).collect()
+        let best = |slot: &Slot| slot.moments.ema.as_ref().unwrap_or(&slot.parameter).as_detached_tensor();
+        self.slots.iter().map(|(name, slot)| (name.clone(), best(slot))).collect()
     }
 
     /// Whether every parameter is still a number; a diverged run's state is not worth keeping.
@@ -106,7 +112,7 @@ impl Optimizer {
         Ok(true)
     }
 
-    /// Everything that the next update depends on: `parameter.`, `first.`, `second.` and `ema.` of each name.
+    /// Everything that the next update depends on: `parameter.`, `first.`, `second.` and, with averaging, `ema.` of each name.
     pub fn state(&self) -> Weights {
         let mut state = Weights::new();
         for (name, slot) in &self.slots {
@@ -117,12 +123,25 @@ impl Optimizer {
         state
     }
 
-    /// Continues from a saved [`Optimizer::state`] after `step` updates.
+    /// [`Optimizer::state`] as it is now, on the host: later updates do not change it. It takes as much memory once more.
+    pub fn snapshot(&self) -> Result<Weights> {
+        let copy = |tensor: Tensor| match tensor.device() {
+            Device::Cpu => tensor.copy(),
+            _ => tensor.to_device(&Device::Cpu),
+        };
+        self.state().into_iter().map(|(name, tensor)| Ok((name, copy(tensor)?.detach()))).collect()
+    }
+
+    /// Continues from a saved [`Optimizer::state`] after `step` updates. Averaging that the run had not before begins here.
     pub fn restore(&mut self, mut state: Weights, step: u64) -> Result<()> {
         for (name, slot) in &self.slots {
             for (kind, var) in slot.parts() {
-                let name = format!("{kind}.{name}");
-                let saved = state.remove(&name).with_context(|| format!("tensor {name} is missing"))?;
+                let own = format!("{kind}.{name}");
+                let saved = match state.remove(&own) {
+                    None if kind == EMA => slot.parameter.as_detached_tensor(),
+                    saved => saved.with_context(|| format!("tensor {own} is missing"))?,
+                };
+                let name = own;
                 ensure!(
                     saved.dims() == var.dims(),
                     "tensor {name} has shape {:?}, this run needs {:?}",
@@ -133,7 +152,9 @@ impl Optimizer {
                 var.set(&saved.to_device(var.device())?)?;
             }
         }
-        if let Some(extra) = state.keys().next() {
+        let is_average = |name: &str| name.strip_prefix(EMA).is_some_and(|rest| rest.starts_with('.'));
+        let is_averaged = self.settings.ema_decay > 0.0;
+        if let Some(extra) = state.keys().find(|name| is_averaged || !is_average(name)) {
             bail!("tensor {extra} does not belong to this run");
         }
         self.step = step;
@@ -141,10 +162,25 @@ impl Optimizer {
     }
 }
 
+/// [`Optimizer::averaged`] in an [`Optimizer::state`].
+pub fn averaged_in(state: &Weights) -> Weights {
+    let of = |kind: &str| -> Weights {
+        let own = |(name, tensor): (&String, &Tensor)| {
+            Some((name.strip_prefix(kind)?.strip_prefix('.')?.to_owned(), tensor.clone()))
+        };
+        state.iter().filter_map(own).collect()
+    };
+    match of(EMA) {
+        averaged if averaged.is_empty() => of("parameter"),
+        averaged => averaged,
+    }
+}
+
 impl Slot {
-    fn parts(&self) -> [(&'static str, &Var); 4] {
+    fn parts(&self) -> impl Iterator<Item = (&'static str, &Var)> {
         let Moments { first, second, ema } = &self.moments;
-        [("parameter", &self.parameter), ("first", first), ("second", second), ("ema", ema)]
+        let ema = ema.as_ref().map(|ema| (EMA, ema));
+        [("parameter", &self.parameter), ("first", first), ("second", second)].into_iter().chain(ema)
     }
 }
 

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+pub use super::lora::LoraConfig;
+pub use super::rates::{Decay, OptimizerConfig};
 use crate::invalid::invalid;
 use crate::ops::Precision;
 
@@ -27,6 +29,12 @@ pub struct TrainConfig {
     /// Only for objective `joint`.
     #[serde(default)]
     pub joint: JointConfig,
+    /// Adapters in place of the whole network; only for objective `joint`.
+    #[serde(default)]
+    pub lora: LoraConfig,
+    /// Data that is never trained on, for the held-out loss of objective `joint`; none: toys that no run is trained on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub validation: Vec<ValidationConfig>,
     /// Only for objective `autoencoder`.
     #[serde(default)]
     pub autoencoder: AutoencoderConfig,
@@ -57,6 +65,10 @@ pub struct ModelConfig {
     /// widened to the joint input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_from: Option<PathBuf>,
+    /// Parameters that stay as they are, by patterns of their names in which `*` stands for anything: `text_encoder.*`,
+    /// `unet.down_blocks.*`. They cost neither gradients nor moments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub freeze: Vec<String>,
 }
 
 /// Where the pictures come from.
@@ -82,6 +94,19 @@ pub struct DataConfig {
     pub size: u32,
 }
 
+/// A `[[validation]]` source; its pictures are as large as the training pictures.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValidationConfig {
+    /// What its losses are called in the record.
+    pub name: String,
+    /// A folder, a `.tar` or a pattern; its first sets are taken.
+    pub source: String,
+    /// What a sample is.
+    #[serde(default)]
+    pub layout: DataLayout,
+}
+
 /// How the pictures of a sample lie in its files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -103,56 +128,6 @@ fn default_size() -> u32 {
     64
 }
 
-/// AdamW, its learning rate over time, clipping and averaging.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct OptimizerConfig {
-    /// Learning rate behind the warm-up, per update.
-    pub lr: f64,
-    /// Memory of the mean gradient.
-    pub beta1: f64,
-    /// Memory of the mean squared gradient.
-    pub beta2: f64,
-    /// Added to the root of the mean squared gradient.
-    pub eps: f64,
-    /// Share of a weight, times `lr`, that an update takes away.
-    pub weight_decay: f64,
-    /// Steps from 0 to `lr`.
-    pub warmup_steps: u64,
-    /// What becomes of `lr` behind the warm-up.
-    pub decay: Decay,
-    /// Largest global norm of a gradient; 0: no clipping.
-    pub clip_norm: f64,
-    /// Of the averaged weights, which are the ones that are sampled from; 0: no averaging.
-    pub ema_decay: f64,
-}
-
-/// The learning rate behind the warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Decay {
-    /// Stays at `lr`.
-    Constant,
-    /// Half a cosine from `lr` at the end of the warm-up to a hundredth of it at `run.steps`.
-    Cosine,
-}
-
-impl Default for OptimizerConfig {
-    fn default() -> Self {
-        Self {
-            lr: 1e-4,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 0.01,
-            warmup_steps: 500,
-            decay: Decay::Constant,
-            clip_norm: 1.0,
-            ema_decay: 0.9999,
-        }
-    }
-}
-
 /// Objective `joint` (§3.2, §4; design of the null branches).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -168,6 +143,13 @@ pub struct JointConfig {
     pub set_text_dropout: f64,
     /// Probability that an image loses its caption.
     pub image_text_dropout: f64,
+    /// γ of min-SNR weighting (Hang et al. 2023; 5 there): the loss of a picture is multiplied by min(SNR, γ)/SNR, or by
+    /// min(SNR, γ)/(SNR + 1) where the velocity is predicted, so that nearly clean pictures do not outweigh the others. 0: the
+    /// plain mean, as in the paper.
+    pub min_snr_gamma: f64,
+    /// Deviation of noise that is the same at all places of a channel of a picture, added to the noise, so that pictures can
+    /// become darker or lighter as a whole (0.05 to 0.1 where it is used). 0: none, as in the paper.
+    pub noise_offset: f64,
     /// Memory for the latents of training pictures, in GB (10⁹ bytes); sets beyond it are encoded anew each time that they
     /// are dealt, which changes the speed alone. 0: none are kept.
     pub latent_cache_gb: f64,
@@ -181,6 +163,8 @@ impl Default for JointConfig {
             mixed_sets: 0.0,
             set_text_dropout: 0.1,
             image_text_dropout: 0.1,
+            min_snr_gamma: 0.0,
+            noise_offset: 0.0,
             latent_cache_gb: 4.0,
         }
     }
@@ -210,6 +194,10 @@ pub struct RunConfig {
     pub steps: u64,
     /// Images a step, b·n.
     pub images_per_step: usize,
+    /// Images that pass through the networks at a time, whole sets of them (one set at least); gradients are added up over
+    /// the step, which gives what the whole batch gives, in less memory. 0: all at once.
+    #[serde(default)]
+    pub micro_batch: usize,
     /// How exactly matrix products are computed on a CPU with a tile unit.
     #[serde(default)]
     pub matmul_precision: Precision,
@@ -222,13 +210,28 @@ pub struct RunConfig {
     /// Steps between checkpoints, each with its preview sheet.
     #[serde(default = "default_every")]
     pub checkpoint_every: u64,
+    /// Write checkpoints beside training, from a copy of weights and moments in the host's memory; false: training waits.
+    #[serde(default = "default_beside")]
+    pub save_beside: bool,
+    /// Held-out toys on the preview sheet of a checkpoint; 0: no sheet.
+    #[serde(default = "default_preview")]
+    pub preview_images: usize,
     /// Checkpoints kept, the latest ones; 0: all.
-    #[serde(default = "default_keep")]
-    pub keep_checkpoints: usize,
+    #[serde(default = "default_keep", alias = "keep_checkpoints")]
+    pub keep_last: usize,
+    /// And for good the checkpoint of every so many steps; 0: none.
+    #[serde(default)]
+    pub keep_every: u64,
 }
 
 fn default_every() -> u64 {
     500
+}
+fn default_preview() -> usize {
+    24
+}
+fn default_beside() -> bool {
+    true
 }
 fn default_keep() -> usize {
     2
@@ -246,9 +249,13 @@ impl TrainConfig {
             ("optimizer.beta2", optimizer.beta2, 0.0..1.0),
             ("optimizer.weight_decay", optimizer.weight_decay, from_zero.clone()),
             ("optimizer.clip_norm", optimizer.clip_norm, from_zero.clone()),
+            ("optimizer.end_share", optimizer.end_share, 0.0..1.0),
             ("optimizer.ema_decay", optimizer.ema_decay, 0.0..1.0),
+            ("lora.alpha", self.lora.alpha, from_zero.clone()),
             ("autoencoder.kl_weight", self.autoencoder.kl_weight, from_zero.clone()),
             ("autoencoder.outline_weight", self.autoencoder.outline_weight, from_zero.clone()),
+            ("joint.noise_offset", joint.noise_offset, from_zero.clone()),
+            ("joint.min_snr_gamma", joint.min_snr_gamma, from_zero.clone()),
             ("joint.latent_cache_gb", joint.latent_cache_gb, from_zero),
         ] {
             if !range.contains(&value) {
@@ -276,6 +283,12 @@ impl TrainConfig {
                 return Err(invalid(format!("{name} = 0: must be at least 1")));
             }
         }
+        if self.objective == ObjectiveKind::Autoencoder && self.lora.rank > 0 {
+            return Err(invalid("lora.rank: adapters are for objective joint; leave [lora] out"));
+        }
+        if self.lora.rank > 0 && self.lora.targets.is_empty() {
+            return Err(invalid("lora.targets: is empty; name at least one layer, or leave [lora] out"));
+        }
         if self.objective == ObjectiveKind::Joint {
             if self.model.vae.is_none() {
                 return Err(invalid("model.vae: missing; the joint objective needs a trained VAE"));
@@ -288,28 +301,6 @@ impl TrainConfig {
             }
         }
         Ok(())
-    }
-}
-
-impl OptimizerConfig {
-    /// The learning rate of update `step` (from 0) of `steps`.
-    pub fn lr_at(&self, step: u64, steps: u64) -> f64 {
-        if step < self.warmup_steps {
-            return self.lr * (step + 1) as f64 / self.warmup_steps as f64;
-        }
-        match self.decay {
-            Decay::Constant => self.lr,
-            Decay::Cosine => {
-                let span = steps.saturating_sub(self.warmup_steps).max(1);
-                let share = ((step - self.warmup_steps) as f64 / span as f64).min(1.0);
-                self.lr * (0.01 + 0.99 * 0.5 * (1.0 + (std::f64::consts::PI * share).cos()))
-            }
-        }
-    }
-
-    /// The averaging factor of update `step` (from 0): short memory at first, so that the average follows the early steps.
-    pub fn ema_decay_at(&self, step: u64) -> f64 {
-        self.ema_decay.min((1.0 + step as f64) / (10.0 + step as f64))
     }
 }
 
@@ -338,15 +329,5 @@ mod tests {
             (c.objective, c.model.vae, c.data.images) = (ObjectiveKind::Joint, Some("vae".into()), 3);
         };
         assert!(refusal(few_pictures).starts_with("data.images = 3: joint.set_sizes asks for 4"));
-    }
-
-    #[test]
-    fn the_learning_rate_warms_up_and_decays() {
-        let settings = OptimizerConfig { lr: 1.0, warmup_steps: 10, decay: Decay::Cosine, ..Default::default() };
-        assert!((settings.lr_at(0, 110) - 0.1).abs() < 1e-12);
-        assert!((settings.lr_at(9, 110) - 1.0).abs() < 1e-12);
-        assert!((settings.lr_at(60, 110) - 0.505).abs() < 1e-12);
-        assert!((settings.lr_at(110, 110) - 0.01).abs() < 1e-12);
-        assert_eq!(OptimizerConfig { decay: Decay::Constant, ..settings }.lr_at(10_000, 110), 1.0);
     }
 }

@@ -79,12 +79,17 @@ fn a_plain_model_is_widened_and_the_user_told() {
 fn as_many_checkpoints_are_kept_as_asked_for() {
     let world = World::new();
     let names = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<BTreeSet<_>>();
-    for (keep, kept) in
-        [(2, names(&["latest", "step-3", "step-4"])), (0, names(&["latest", "step-1", "step-2", "step-3", "step-4"]))]
-    {
-        let keep = format!("run.keep_checkpoints={keep}");
-        let config =
-            world.config(Autoencoder, &["run.steps=4", "run.checkpoint_every=1", "run.images_per_step=4", &keep]);
+    for (last, every, kept) in [
+        (2, 0, names(&["latest", "step-3", "step-4"])),
+        (0, 0, names(&["latest", "step-1", "step-2", "step-3", "step-4"])),
+        (1, 2, names(&["latest", "step-2", "step-4"])),
+    ] {
+        // `keep_checkpoints` is what `keep_last` was called first.
+        let keep = format!("run.keep_checkpoints={last}");
+        let every = format!("run.keep_every={every}");
+        let config = world
+            .config(Autoencoder, &["run.steps=4", "run.checkpoint_every=1", "run.images_per_step=4", &keep, &every]);
+        let keep = keep + &every;
         world.train(&config, &keep, None).unwrap();
         assert_eq!(steps_kept(&world.path(&keep)), kept);
     }
@@ -93,8 +98,7 @@ fn as_many_checkpoints_are_kept_as_asked_for() {
 #[test]
 fn a_run_that_was_pointed_back_keeps_what_it_writes() {
     let world = World::new();
-    let settings =
-        |keep| ["run.steps=4".into(), "run.checkpoint_every=1".into(), format!("run.keep_checkpoints={keep}")];
+    let settings = |keep| ["run.steps=4".into(), "run.checkpoint_every=1".into(), format!("run.keep_last={keep}")];
     let config = |keep| world.config(Autoencoder, &settings(keep).each_ref().map(String::as_str));
     world.train(&config(0), "run", None).unwrap();
     let latest = world.path("run/checkpoints/latest");

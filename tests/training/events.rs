@@ -156,6 +156,7 @@ fn start(world: &World, stop_at: u64) {
     let made = std::cell::Cell::new(0);
     let hooks = Hooks {
         on_step: &mut |report| made.set(report.step + 1),
+        on_notice: &mut |_| {},
         on_checkpoint: &mut |steps, _| Ok(Some(picture(steps))),
         is_interrupted: &|| made.get() == stop_at,
     };

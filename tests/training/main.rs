@@ -5,8 +5,13 @@ mod harness;
 mod world;
 
 mod checkpoints;
+mod damage;
 mod data;
 mod events;
 mod learning;
+mod lora;
+mod plan;
 mod refusals;
 mod resume;
+mod steps;
+mod validation;

@@ -1,5 +1,6 @@
 //! A world small enough to train in: architecture, autoencoder and configs in a temporary folder, 16×16 pictures.
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use jedi::config;
+use jedi::data::SetSource;
 use jedi::device::Runtime;
 use jedi::model::files::read_safetensors;
 use jedi::synth::toybox::ToyboxSource;
@@ -23,12 +25,14 @@ const HELD_OUT: ToyboxSource = ToyboxSource { seed: 99, sets: 2, images: 4, size
 
 pub struct World {
     folder: TempDir,
+    /// What the runs said of how they go on.
+    pub notices: RefCell<Vec<String>>,
 }
 
 impl World {
     /// With an architecture and, for the joint objective, an autoencoder that was never trained.
     pub fn new() -> Self {
-        let world = Self { folder: tempfile::tempdir().expect("a temporary folder") };
+        let world = Self { folder: tempfile::tempdir().expect("a temporary folder"), notices: RefCell::default() };
         world.write_architecture().expect("an architecture");
         let config = world.config(ObjectiveKind::Autoencoder, &[]);
         let objective = world.objective(&config).expect("an autoencoder");
@@ -74,7 +78,10 @@ impl World {
         let (runtime, source) = (Runtime::cpu(), Arc::new(source));
         Ok(match config.objective {
             ObjectiveKind::Autoencoder => Box::new(AutoencoderObjective::new(config, &runtime, source, &HELD_OUT)?),
-            ObjectiveKind::Joint => Box::new(JointObjective::new(config, &runtime, source, Arc::new(HELD_OUT))?),
+            ObjectiveKind::Joint => {
+                let held_out: Arc<dyn SetSource> = Arc::new(HELD_OUT);
+                Box::new(JointObjective::new(config, &runtime, source, vec![("toys".to_owned(), held_out)])?)
+            }
         })
     }
 
@@ -84,6 +91,7 @@ impl World {
         let mut objective = self.objective(config)?;
         let hooks = Hooks {
             on_step: &mut |report| made.set(report.step + 1),
+            on_notice: &mut |notice| self.notices.borrow_mut().push(notice.to_owned()),
             on_checkpoint: &mut |_, _| Ok(None),
             is_interrupted: &|| stop_at == Some(made.get()),
         };
@@ -152,6 +160,14 @@ pub fn bits(path: &Path) -> Vec<(String, Vec<u32>)> {
     let values = |tensor: Tensor| -> Result<Vec<f32>> { Ok(tensor.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?) };
     let bits = |tensor| values(tensor).expect("f32").into_iter().map(f32::to_bits).collect();
     tensors.into_iter().map(|(name, tensor)| (name, bits(tensor))).collect()
+}
+
+/// Makes the checkpoint one from before there were hashes, so that a test may change its files.
+pub fn forget_hashes(checkpoint: &Path) {
+    let info = checkpoint.join("jedi.json");
+    let mut value: Value = serde_json::from_str(&fs::read_to_string(&info).expect("a checkpoint")).expect("JSON");
+    value.as_object_mut().expect("an object").remove("hashes").expect("hashes");
+    fs::write(info, value.to_string()).expect("a file");
 }
 
 /// The lines of `metrics.jsonl` without the time that the steps took.

@@ -6,6 +6,7 @@
 
 mod asked;
 mod live;
+mod loras;
 mod paint;
 mod plan;
 mod prompts_file;
@@ -45,6 +46,7 @@ pub fn run(args: SampleArgs) -> Result<()> {
     references::check_there(sets.wishes())?;
     let files = models::open(&run.model, args.tokenizer.as_deref())?;
     run.model = models::lasting_name(&run.model, &files);
+    let files = loras::merged(files, &mut run.loras)?;
     let model_scale = models::guidance_scale(None, &files)?;
     check_guidance(&sets, model_scale)?;
     let given = run.noise.as_ref().map(read_noise).transpose()?;

@@ -6,13 +6,15 @@ use anyhow::Result;
 
 use super::asked::{Asked, AskedMask, AskedReference};
 use super::prompts_file;
-use super::record::{Record, RecordedNoise, RecordedSet};
+use super::record::{Record, RecordedLora, RecordedNoise, RecordedSet};
 use crate::cli::{Dtype, Fit, SampleArgs};
 use crate::invalid::invalid;
 
 /// What holds for all pictures of a run.
 pub struct Run {
     pub model: String,
+    /// Hashes are empty where they come from the flags.
+    pub loras: Vec<RecordedLora>,
     pub fit: Fit,
     pub is_coupled: bool,
     pub dtype: Dtype,
@@ -77,6 +79,10 @@ impl Run {
         let by_flag = |path: &PathBuf| NoiseFile { path: path.clone(), sha256: None, first: 0 };
         Self {
             model: args.model.clone().or(made.map(|made| made.model.clone())).unwrap_or("toybox".into()),
+            loras: match made {
+                Some(made) if args.loras.is_empty() => made.loras.clone(),
+                _ => args.loras.iter().map(RecordedLora::by_flag).collect(),
+            },
             fit: args.fit.or(made.map(|made| made.fit)).unwrap_or_default(),
             is_coupled: args.uncoupled.map(|uncoupled| !uncoupled).or(made.map(|made| made.coupled)).unwrap_or(true),
             dtype: args.dtype.or(made.map(|made| made.dtype)).unwrap_or_default(),

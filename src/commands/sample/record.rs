@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::cli::{Dtype, Fit, Guidance, Sampler};
+use crate::cli::{Dtype, Fit, Guidance, Lora, Sampler};
 use crate::report;
 use crate::sample::settings_of;
 
@@ -16,6 +16,8 @@ pub struct Record {
     /// Of the program.
     pub version: String,
     pub model: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<RecordedLora>,
     pub prompt: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub negative_prompt: String,
@@ -42,6 +44,21 @@ pub struct Record {
     /// The file that the noise came from, in place of the seed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub noise: Option<RecordedNoise>,
+}
+
+/// Adapters that were merged into the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RecordedLora {
+    pub path: PathBuf,
+    pub sha256: String,
+    pub weight: f64,
+}
+
+impl RecordedLora {
+    /// As asked for; not read yet.
+    pub fn by_flag(lora: &Lora) -> Self {
+        Self { path: lora.path.clone(), sha256: String::new(), weight: lora.weight }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -128,6 +145,7 @@ impl Record {
     /// What decides how the picture looks, as text: not where it was made, nor where the references lay.
     pub fn essence(&self) -> String {
         let mut essence = Self { version: String::new(), device: String::new(), ..self.clone() };
+        essence.loras.iter_mut().for_each(|lora| lora.path = PathBuf::new());
         for reference in &mut essence.references {
             reference.path = PathBuf::new();
             reference.mask.iter_mut().for_each(|mask| mask.path = PathBuf::new());

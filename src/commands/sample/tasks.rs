@@ -121,6 +121,7 @@ impl Desk<'_> {
         let record = |(prompt, seed): (String, u64)| Record {
             version: env!("CARGO_PKG_VERSION").into(),
             model: self.run.model.clone(),
+            loras: self.run.loras.clone(),
             prompt,
             negative_prompt: negative_prompt.clone(),
             references: references.iter().map(recorded).collect(),
