@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use jedi::config;
 use jedi::train::{ObjectiveKind, TrainConfig};
 
-/// All below `configs/`, but for what belongs to a model.
+/// All below `configs/`, but for those of `synth-data` and what belongs to a model.
 fn configs() -> Vec<PathBuf> {
     let (mut folders, mut found) = (vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("configs")], vec![]);
     while let Some(folder) = folders.pop() {
@@ -14,13 +14,17 @@ fn configs() -> Vec<PathBuf> {
             let path = entry.expect("an entry").path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|suffix| suffix == "toml") {
+            } else if path.extension().is_some_and(|suffix| suffix == "toml") && !is_of_synth_data(&path) {
                 found.push(path);
             }
         }
     }
     found.sort();
     found
+}
+
+fn is_of_synth_data(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("synth-"))
 }
 
 #[test]

@@ -105,8 +105,8 @@ impl JointObjective {
             merge(&mut vars, component, own);
             merge(&mut frozen, component, params.frozen());
         }
-        check_freeze(&config.model.freeze, &vars, &frozen)?;
         config.lora.check(&vars)?;
+        check_freeze(&config.model.freeze, &vars, &frozen)?;
 
         let vae_folder = config.model.vae.clone();
         let vae_folder =
