@@ -49,10 +49,11 @@ mod tests {
         })
     }
 
-    /// The fast one rounds between rows and columns, and cuts off there what overshoots at edges from black to white.
+    /// The fast one rounds between rows and columns: 1 or 2 of 255. It also cuts off there what overshoots at edges from black to
+    /// white: a model of both in NumPy on this picture shows up to 24, and 1.1 in the mean.
     #[test]
     fn regions_are_resized_as_the_slow_twin_does_but_for_rounding() {
-        for (contrast, most) in [(50, 2), (110, 6)] {
+        for (contrast, most, most_in_mean) in [(50, 2, 0.3), (110, 30, 1.3)] {
             let image = picture(contrast);
             for (x, y, width) in [(0, 0, 90), (0, 40, 90), (13, 21, 61)] {
                 let region = Region { x, y, width, height: width };
@@ -63,7 +64,8 @@ mod tests {
                     let differences: Vec<u8> = pairs.map(|(a, b)| a.abs_diff(*b)).collect();
                     let mean = differences.iter().map(|&d| f64::from(d)).sum::<f64>() / differences.len() as f64;
                     let largest = differences.iter().max().unwrap();
-                    assert!(*largest <= most && mean < 0.3, "{width} to {side}: largest {largest}, mean {mean}");
+                    let is_close = *largest <= most && mean < most_in_mean;
+                    assert!(is_close, "{contrast}, {width} to {side}: largest {largest}, mean {mean}");
                     assert_eq!(resized_region(&image, region, side).dimensions(), (side, side));
                 }
             }
