@@ -160,7 +160,7 @@ impl Feed {
             let BatchPlan { shape, slots } = loader.plan(step);
             let Range { start, end } = part_of(slots.len(), rank, n_ranks);
             let start = if step == first_step { first_place } else { start };
-            slots[start..end].to_vec().into_iter().map(move |slot| (slot, shape.images))
+            slots.into_iter().skip(start).take(end - start).map(move |slot| (slot, shape.images))
         });
         let n_workers = self.table.mixture.n_workers();
         let largest = self.most_images() as u64;

@@ -245,7 +245,8 @@ fn index(file: &mut File, part: u32, length: u64, places: &mut HashMap<Key, Plac
 fn head(key: &Key, payload: &[u8]) -> Vec<u8> {
     let mut head = key.to_vec();
     head.extend_from_slice(&(payload.len() as u32).to_le_bytes());
-    head.extend_from_slice(&Sha256::digest(&head)[..4].to_vec());
+    let sum = Sha256::digest(&head);
+    head.extend_from_slice(&sum[..4]);
     head.extend_from_slice(&Sha256::digest(payload)[..8]);
     head
 }

@@ -171,7 +171,9 @@ mod tests {
 
     /// A strip that does not shrink to nothing when it is compressed.
     fn picture(n: u32) -> RgbImage {
-        RgbImage::from_fn(8, 8 * n, |x, y| image::Rgb([x * 31 + y * 17, x * y * 7, x * 53 ^ y * 29].map(|v| v as u8)))
+        RgbImage::from_fn(8, 8 * n, |x, y| {
+            image::Rgb([x * 31 + y * 17, x * y * 7, (x * 53) ^ (y * 29)].map(|v| v as u8))
+        })
     }
 
     #[test]
