@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, builder::RangedU64ValueParser};
+use clap::{Args, Subcommand, ValueEnum, builder::RangedU64ValueParser};
 
 use super::{Device, Point, Reference, pixels, steps, values};
 
@@ -18,6 +18,8 @@ pub enum InspectCommand {
     Attention(Box<InspectAttentionArgs>),
     /// Tell what a model folder or a safetensors file is, and list its tensors
     Checkpoint(InspectCheckpointArgs),
+    /// Count what a data set holds, and name what is broken
+    Dataset(InspectDatasetArgs),
 }
 
 #[derive(Debug, Args)]
@@ -73,6 +75,41 @@ pub struct InspectVaeArgs {
 pub struct InspectCheckpointArgs {
     /// A .safetensors file, or a folder that holds such files at any depth
     pub path: PathBuf,
+}
+
+/// Every picture is decoded, as training would; broken samples are named and do not change the exit code.
+#[derive(Debug, Args)]
+pub struct InspectDatasetArgs {
+    /// Folder of samples, .tar, or tars by a pattern such as `data/{00000..00099}.tar`; or a training config (.toml), of
+    /// which all sources are looked at by their own rules
+    pub place: String,
+    /// What a sample is [default: sets]
+    #[arg(long, value_enum)]
+    pub layout: Option<DatasetLayout>,
+    /// Read headers, captions and JSON alone: much faster, but what is broken behind its header goes unseen
+    #[arg(long)]
+    pub quick: bool,
+    /// Write a contact sheet with pictures, captions and all that is broken
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Sets of each source on the contact sheet
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    pub shown: usize,
+    /// Print one JSON object a source to stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DatasetLayout {
+    /// Strips of square pictures, or loose numbered pictures
+    Sets,
+    /// One picture a sample (img2dataset)
+    Single,
+    /// Folders of frames, or videos
+    Clips,
+    /// Folders of renders, one an object
+    Views,
 }
 
 /// A new picture is painted as `jedi sample` would, and the coupled self-attention is heard at one step.

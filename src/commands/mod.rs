@@ -1,5 +1,6 @@
 //! One file a verb: arguments and files become settings, the library does the work, `report` prints.
 
+mod contact_sheet;
 mod convert;
 mod doctor;
 mod downloads;
@@ -7,12 +8,14 @@ mod eval;
 mod inspect;
 mod inspect_attention;
 mod inspect_checkpoint;
+mod inspect_dataset;
 mod inspect_eps;
 mod manual;
 pub mod models;
 mod pickle;
 mod preview;
 mod sample;
+mod sources;
 mod steering;
 mod synth_data;
 mod toybox_trials;
