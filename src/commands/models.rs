@@ -72,6 +72,39 @@ fn find(name: &str, tokenizer: Option<&Path>, parts: &[Part]) -> Result<Files> {
     Ok(files)
 }
 
+/// A network by itself, in the layout of transformers: a folder, or a model on the hub. `option` is what named it.
+pub fn open_network(option: &str, name: &str) -> Result<Files> {
+    let folder = match Path::new(name).is_dir() {
+        true => PathBuf::from(name),
+        false => from_hub(option, name, &[Part::Network])?,
+    };
+    let files = Files::Folder(folder);
+    if !files.contains("config.json") {
+        return Err(invalid(format!(
+            "{option} {name}: holds no config.json; name a folder as transformers writes it (save_pretrained)"
+        )));
+    }
+    Ok(files)
+}
+
+/// A language model's GGUF file: itself, the only one in a folder, or one of a model on the hub. `option` is what named it.
+pub fn language_model(option: &str, name: &str) -> Result<PathBuf> {
+    let path = Path::new(name);
+    if path.is_file() {
+        return Ok(path.to_owned());
+    }
+    let folder = if path.is_dir() { path.to_owned() } else { from_hub(option, name, &[Part::Gguf])? };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(&folder)? {
+        let path = entry?.path();
+        files.extend(path.extension().is_some_and(|suffix| suffix == "gguf").then_some(path));
+    }
+    match <[PathBuf; 1]>::try_from(files) {
+        Ok([file]) => Ok(file),
+        Err(files) => Err(invalid(format!("{option} {name}: holds {} .gguf files; name one file", files.len()))),
+    }
+}
+
 /// A whole model in one file.
 fn single_file(name: &str, path: &Path) -> Result<Files> {
     pickle::refuse(name, path)?;

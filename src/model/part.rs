@@ -13,6 +13,11 @@ pub enum Part {
     Tokenizer,
     /// The noise levels.
     Scheduler,
+    /// No part of a pipeline but a network by itself, as transformers writes it: at the top of its folder, with its tokenizer
+    /// and what it says of pictures.
+    Network,
+    /// A language model in one GGUF file.
+    Gguf,
 }
 
 impl Part {
@@ -27,6 +32,9 @@ impl Part {
             Part::TextEncoder => &["text_encoder/config.json"],
             Part::Tokenizer => &["tokenizer/vocab.json", "tokenizer/tokenizer.json"],
             Part::Scheduler => &["scheduler/scheduler_config.json"],
+            Part::Network => &["config.json"],
+            // Its name is its own affair.
+            Part::Gguf => &[],
         }
     }
 
@@ -47,6 +55,8 @@ impl Part {
             Part::TextEncoder => "the text encoder (cond_stage_model.…, conditioner.embedders.0.transformer.…)",
             Part::Tokenizer => "the tokenizer (give --tokenizer DIR)",
             Part::Scheduler => "the noise schedule",
+            Part::Network => "a network as transformers writes it (config.json)",
+            Part::Gguf => "a language model (.gguf)",
         }
     }
 
