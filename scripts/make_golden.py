@@ -19,7 +19,7 @@ Each file's metadata holds its tolerances, its seed and the library versions.
 import argparse
 from pathlib import Path
 
-from golden import diffusion, families, layouts, networks, ops, samplers, text, unet, vae
+from golden import captions, diffusion, families, layouts, networks, ops, samplers, text, unet, vae
 
 CASES = {
     "ops": ops,
@@ -30,6 +30,7 @@ CASES = {
     "samplers": samplers,
     "layouts": layouts,
     "families": families,
+    "captions": captions,
 }
 
 

@@ -19,6 +19,8 @@ mod unet;
 #[path = "parity/vae.rs"]
 mod vae;
 
+#[path = "parity/captions.rs"]
+mod captions;
 #[path = "parity/diffusion.rs"]
 mod diffusion;
 #[path = "parity/families.rs"]

@@ -14,6 +14,8 @@ pub enum InspectCommand {
     Text(InspectTextArgs),
     /// Encode a picture to latents and decode it again
     Vae(InspectVaeArgs),
+    /// Describe pictures with BLIP or BLIP-2, as `synth-data` does
+    Caption(InspectCaptionArgs),
     /// Draw what a place of one picture attends to in the others, and which places correspond (the paper's Figure 5)
     Attention(Box<InspectAttentionArgs>),
     /// Tell what a model folder or a safetensors file is, and list its tensors
@@ -67,6 +69,35 @@ pub struct InspectVaeArgs {
     /// Safetensors to write: `latents` (the mean times the scaling factor), `decoded` in [−1, 1]
     #[arg(long, value_name = "FILE")]
     pub outputs: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectCaptionArgs {
+    /// Folder of a BLIP or BLIP-2 (with OPT) as transformers writes it, or OWNER/NAME[@REVISION] on the hub, such as
+    /// Salesforce/blip-image-captioning-base or Salesforce/blip2-opt-2.7b
+    #[arg(long, value_name = "M")]
+    pub model: String,
+    /// A picture to describe; repeat for more
+    #[arg(long = "image", value_name = "IMG", required = true)]
+    pub images: Vec<PathBuf>,
+    /// Words that each description begins with
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub prompt: String,
+    /// Descriptions followed side by side, 1 = greedy
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
+    pub beams: usize,
+    /// Tokens of the longest description
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub max_tokens: usize,
+    /// With beams: above 0 long descriptions gain, below they lose
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub length_exponent: f64,
+    /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: Device,
+    /// Print one JSON object a picture to stdout, with its file
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ mod downloads;
 mod eval;
 mod inspect;
 mod inspect_attention;
+mod inspect_caption;
 mod inspect_checkpoint;
 mod inspect_eps;
 mod manual;

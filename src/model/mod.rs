@@ -1,6 +1,7 @@
 //! The network family: U-Net, AutoencoderKL, CLIP text encoders; built from a diffusers `config.json`.
 
 pub mod adapters;
+pub mod blip;
 pub mod conditions;
 pub mod config;
 pub mod convert;
