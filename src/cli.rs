@@ -11,7 +11,7 @@ mod values;
 pub use convert::{ConvertArgs, Prediction, WeightDtype};
 pub use inspect::{
     InspectAttentionArgs, InspectCaptionArgs, InspectCheckpointArgs, InspectCommand, InspectEpsArgs,
-    InspectTextArgs, InspectVaeArgs,
+    InspectPromptsArgs, InspectTextArgs, InspectVaeArgs,
 };
 pub use sample::{Dtype, Fit, SampleArgs};
 pub use steering::{Guidance, Sampler, SteeringArgs};

@@ -10,6 +10,8 @@ mod golden;
 #[path = "parity/ops.rs"]
 mod ops;
 
+#[path = "parity/language.rs"]
+mod language;
 #[path = "parity/layouts.rs"]
 mod layouts;
 #[path = "parity/text.rs"]

@@ -16,6 +16,8 @@ pub enum InspectCommand {
     Vae(InspectVaeArgs),
     /// Describe pictures with BLIP or BLIP-2, as `synth-data` does
     Caption(InspectCaptionArgs),
+    /// Have a language model write the prompts of an object, as `synth-data` does
+    Prompts(InspectPromptsArgs),
     /// Draw what a place of one picture attends to in the others, and which places correspond (the paper's Figure 5)
     Attention(Box<InspectAttentionArgs>),
     /// Tell what a model folder or a safetensors file is, and list its tensors
@@ -98,6 +100,44 @@ pub struct InspectCaptionArgs {
     /// Print one JSON object a picture to stdout, with its file
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectPromptsArgs {
+    /// A .gguf file of a chat model (Qwen3 or Llama 3), a folder with one, or OWNER/NAME[@REVISION] on the hub, such as
+    /// Qwen/Qwen3-4B-GGUF; with --endpoint what that calls its model
+    #[arg(long, value_name = "M")]
+    pub model: String,
+    /// Ask an endpoint that speaks OpenAI's chat completions, such as http://localhost:8000/v1, instead of a file
+    #[arg(long, value_name = "URL")]
+    pub endpoint: Option<String>,
+    /// Environment variable with the endpoint's key
+    #[arg(long, value_name = "NAME", default_value = "OPENAI_API_KEY", requires = "endpoint")]
+    pub key_variable: String,
+    /// A common noun; repeat for more
+    #[arg(long = "object", value_name = "NAME", required = true)]
+    pub objects: Vec<String>,
+    /// Scenes an object
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = RangedU64ValueParser::<usize>::new().range(1..=20))]
+    pub scenes: usize,
+    /// How freely words are drawn, 0 to 2
+    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    pub temperature: f64,
+    /// Tokens of the longest answer
+    #[arg(long, value_name = "N", default_value_t = 800, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub max_tokens: usize,
+    /// Questions an object, until an answer is what was asked for
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = RangedU64ValueParser::<usize>::new().range(1..=20))]
+    pub tries: usize,
+    /// Seed of all random numbers
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Keep the answers in this folder, and ask only what is not there
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: Device,
 }
 
 #[derive(Debug, Args)]

@@ -9,6 +9,7 @@ mod inspect_attention;
 mod inspect_caption;
 mod inspect_checkpoint;
 mod inspect_eps;
+mod inspect_prompts;
 mod manual;
 pub mod models;
 mod pickle;

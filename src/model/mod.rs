@@ -20,6 +20,7 @@ pub mod weights;
 pub mod widen;
 
 mod blocks;
+pub mod language;
 pub mod layers;
 pub mod prompts;
 mod resnet;

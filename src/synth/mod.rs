@@ -1,7 +1,8 @@
 //! Same-subject sets made by the program: the procedural toybox, drawn on demand or written to disk, and the pipeline of the
 //! paper's Algorithm 1. Of the pipeline read `stage` (what is done, and the openings for models), `draft` (a set on its way),
-//! the stages from `prompts` to `score`, then how the work is done: `tool` (models, of which `embedded` are in the program and `captioner` describes pictures), `patience` (asking again), `saved` (what is
-//! kept between stages), `job` (how work is cut up), `pipeline` (the run), `finish` (shards), `yields` and `page` (the report).
+//! the stages from `prompts` to `score`, the models (`embedded` are in the program, `captioner` describes pictures, `chat` writes
+//! prompts), then how the work is done: `tool` (models), `patience` (asking again), `saved` (what is kept between stages), `job`
+//! (how work is cut up), `pipeline` (the run), `finish` (shards), `yields` and `page` (the report).
 
 pub mod manifest;
 pub mod toybox;
@@ -23,6 +24,7 @@ mod stylise;
 pub mod embedded;
 
 pub mod captioner;
+pub mod chat;
 mod patience;
 mod saved;
 pub mod tool;
