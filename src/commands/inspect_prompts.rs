@@ -6,7 +6,7 @@ use serde_json::json;
 use super::models;
 use crate::cli::InspectPromptsArgs;
 use crate::device::Runtime;
-use crate::interrupt::Interrupt;
+use crate::interrupt::{Interrupt, is_interrupted};
 use crate::invalid::{invalid, is_invalid};
 use crate::model::language::{Choice, LanguageModel};
 use crate::report;
@@ -36,7 +36,7 @@ pub fn run(args: InspectPromptsArgs) -> Result<()> {
                 Ok(prompts) => report::result(
                     json!({"name": object, "object": prompts.object, "scenes": prompts.scenes}).to_string(),
                 )?,
-                Err(error) if is_invalid(&error) => return Err(error),
+                Err(error) if is_invalid(&error) || is_interrupted(&error) => return Err(error),
                 Err(error) => {
                     n_missing += 1;
                     report::warn(format!("{error:#}"));
@@ -71,5 +71,5 @@ fn open(args: &InspectPromptsArgs) -> Result<Box<dyn Chat>> {
     let file = models::language_model("--model", &args.model)?;
     let model = LanguageModel::open(&file, &Runtime::open(args.device.name())?.device)?;
     let choice = Choice { temperature: args.temperature, top_p: TOP_P, max_tokens: args.max_tokens };
-    Ok(Box::new(LocalChat { model, name: args.model.clone(), choice }))
+    Ok(Box::new(LocalChat { model, name: args.model.clone(), choice, interrupt: Interrupt::install()? }))
 }

@@ -54,13 +54,15 @@ fn windows(from: u32, to: u32, filter: Filter) -> Vec<Window> {
     let scale = f64::from(from) / f64::from(to);
     let stretch = scale.max(1.0);
     let support = filter.support() * stretch;
+    // Multiplied by, as there: the last bit of a weight can decide a colour.
+    let squeeze = 1.0 / stretch;
     let window = |index: u32| {
         let centre = (f64::from(index) + 0.5) * scale;
         // Casts towards zero, as in C.
         let first = (centre - support + 0.5).max(0.0) as usize;
         let end = ((centre + support + 0.5) as usize).min(from as usize);
         let weights: Vec<f64> =
-            (first..end).map(|pixel| filter.weight((pixel as f64 - centre + 0.5) / stretch)).collect();
+            (first..end).map(|pixel| filter.weight((pixel as f64 - centre + 0.5) * squeeze)).collect();
         let sum: f64 = weights.iter().sum();
         let one = f64::from(1u32 << PRECISION);
         let weights = weights.iter().map(|weight| (weight / sum * one).round() as i32).collect();

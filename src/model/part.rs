@@ -13,15 +13,14 @@ pub enum Part {
     Tokenizer,
     /// The noise levels.
     Scheduler,
-    /// No part of a pipeline but a network by itself, as transformers writes it: at the top of its folder, with its tokenizer
-    /// and what it says of pictures.
+    /// A network at the top of its folder, with what goes with it: transformers' layout.
     Network,
     /// A language model in one GGUF file.
     Gguf,
 }
 
 impl Part {
-    /// A whole model.
+    /// A whole model that paints.
     pub const ALL: &[Part] = &[Part::Unet, Part::Vae, Part::TextEncoder, Part::Tokenizer, Part::Scheduler];
 
     /// One of these files must be there.
@@ -43,7 +42,7 @@ impl Part {
         match self {
             Part::TextEncoder => Some(&["text_encoder_2/config.json"]),
             Part::Tokenizer => Some(&["tokenizer_2/vocab.json", "tokenizer_2/tokenizer.json"]),
-            Part::Unet | Part::Vae | Part::Scheduler => None,
+            Part::Unet | Part::Vae | Part::Scheduler | Part::Network | Part::Gguf => None,
         }
     }
 
@@ -55,7 +54,7 @@ impl Part {
             Part::TextEncoder => "the text encoder (cond_stage_model.…, conditioner.embedders.0.transformer.…)",
             Part::Tokenizer => "the tokenizer (give --tokenizer DIR)",
             Part::Scheduler => "the noise schedule",
-            Part::Network => "a network as transformers writes it (config.json)",
+            Part::Network => "a network in transformers' layout",
             Part::Gguf => "a language model (.gguf)",
         }
     }

@@ -11,6 +11,9 @@ use crate::device::Runtime;
 use crate::model::Files;
 use crate::model::blip::{Network, Search};
 
+/// Goes up when other captions come from the same weights.
+pub const VERSION: u32 = 1;
+
 /// Describes pictures.
 pub struct BlipCaptioner {
     network: Network,
@@ -91,7 +94,7 @@ impl Default for Preprocessing {
     fn default() -> Self {
         Self {
             image_mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-            image_std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+            image_std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
             resample: 3,
         }
     }

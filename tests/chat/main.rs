@@ -3,6 +3,7 @@
 
 #[path = "../harness/mod.rs"]
 mod harness;
+mod pipeline;
 mod server;
 mod verbs;
 

@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 use crate::harness::{Outcome, command, jedi};
 use crate::server::{Act, Server};
 
-fn golden(name: &str) -> String {
+pub fn golden(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name).display().to_string()
 }
 
 /// Runs the binary without an answer from the hub, with a key.
-fn run(args: &[&str]) -> Outcome {
+pub fn run(args: &[&str]) -> Outcome {
     let output = command(args).env("OPENAI_API_KEY", "sk-very-secret").output().expect("the binary starts");
     let text = |bytes| String::from_utf8(bytes).expect("the binary writes UTF-8");
     Outcome { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
@@ -64,7 +64,7 @@ fn what_cannot_be_described_is_refused_with_the_way_out() {
     RgbImage::new(9, 9).save(&picture).unwrap();
     let outcome = caption(&here, &picture);
     assert_eq!(outcome.code, Some(2));
-    assert!(outcome.stderr.contains("holds no config.json; name a folder as transformers"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("is no network in transformers' layout: no config.json"), "{}", outcome.stderr);
     let outcome = caption("no-such-model", &picture);
     assert_eq!(outcome.code, Some(2), "{}", outcome.stderr);
     for (name, contents, words) in [

@@ -20,6 +20,12 @@ const QUANTISATIONS: [&str; 3] = ["q4_k_m", "q8_0", "f16"];
 const TOKENIZER: [&str; 5] =
     ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
 
+/// The component that a language model's one file is.
+const GGUF: &str = "gguf";
+
+/// What stands beside a network at the top of its folder: how pictures are prepared, how words are cut.
+const BESIDE: [&str; 4] = ["preprocessor_config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json"];
+
 /// What a model needs.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Needed {
@@ -36,19 +42,17 @@ pub fn needed(listed: &[String], parts: &[Part], read: &mut dyn FnMut(&str) -> R
     for file in [MODEL_INDEX, JEDI] {
         search.take_if_listed(file);
     }
-    if parts.contains(&Part::Network) {
-        search.take_network("")?;
-        for file in ["tokenizer.json", "preprocessor_config.json"] {
-            search.take_if_listed(file);
-        }
-    }
-    if parts.contains(&Part::Gguf) {
-        search.take_language_model();
-    }
     let components = search.components(parts)?;
     for component in &components {
         match component.as_str() {
             "scheduler" => search.take("scheduler/scheduler_config.json".into()),
+            "" => {
+                for file in BESIDE {
+                    search.take_if_listed(file);
+                }
+                search.take_network("")?;
+            }
+            GGUF => search.take_language_model(),
             tokenizer if tokenizer.starts_with("tokenizer") => search.take_tokenizer(tokenizer),
             network => search.take_network(network)?,
         }
@@ -57,6 +61,14 @@ pub fn needed(listed: &[String], parts: &[Part], read: &mut dyn FnMut(&str) -> R
     // Small files first: what is wrong with them shows before gigabytes have come.
     found.files.sort_by_key(|file| file.ends_with(".safetensors") || file.ends_with(".gguf"));
     Ok(found)
+}
+
+/// The one of these files, at the top of a folder, that a language model is read from.
+pub fn gguf_of(files: &[String]) -> Option<&str> {
+    let mut files: Vec<&String> = files.iter().filter(|file| file.ends_with(".gguf") && !file.contains('/')).collect();
+    files.sort();
+    let of_size = |size: &&str| files.iter().find(|file| file.to_lowercase().contains(*size));
+    QUANTISATIONS.iter().find_map(of_size).or(files.first()).map(|file| file.as_str())
 }
 
 struct Search<'a> {
@@ -102,8 +114,8 @@ impl Search<'_> {
                 Part::TextEncoder => ("text_encoder", Some("text_encoder_2")),
                 Part::Tokenizer => ("tokenizer", Some("tokenizer_2")),
                 Part::Scheduler => ("scheduler", None),
-                // They lie at the top.
-                Part::Network | Part::Gguf => continue,
+                Part::Network => ("", None),
+                Part::Gguf => (GGUF, None),
             };
             components.push(first.to_owned());
             components.extend(second.filter(|second| has_second(second)).map(str::to_owned));
@@ -123,11 +135,7 @@ impl Search<'_> {
     }
 
     fn take_language_model(&mut self) {
-        let mut files: Vec<&String> = self.listed.iter().filter(|file| file.ends_with(".gguf")).collect();
-        files.sort();
-        let of_size = |size: &&str| files.iter().find(|file| file.to_lowercase().contains(*size));
-        let file = QUANTISATIONS.iter().find_map(of_size).or(files.first()).map(|file| file.to_string());
-        match file {
+        match gguf_of(self.listed).map(str::to_owned) {
             // A part of a file that was cut up.
             Some(file) if file.contains("-of-0") => self.found.missing.push("one whole .gguf file".into()),
             Some(file) => self.take(file),
@@ -246,7 +254,7 @@ mod tests {
             "README.md",
         ];
         let found = search(&listed, &[Part::Network], &[(index, SHARDS)]);
-        let files = ["config.json", index, "tokenizer.json", "1.safetensors", "2.safetensors"];
+        let files = ["tokenizer.json", "config.json", index, "1.safetensors", "2.safetensors"];
         assert_eq!(found, Needed { files: files.map(str::to_owned).into(), missing: vec![] });
         let found = search(&["config.json", "pytorch_model.bin"], &[Part::Network], &[]);
         assert_eq!(found.missing, ["model.safetensors"]);

@@ -21,13 +21,15 @@ use crate::model::hub::{Failure, Patience, asked_wait};
 pub struct EndpointSettings {
     /// With its version, such as `http://localhost:8000/v1`; `/chat/completions` is added to it.
     pub url: String,
-    /// As the endpoint calls it.
+    /// As the endpoint calls it. It tells whose the answers are; the URL may change from run to run.
     pub model: String,
     /// The environment variable that holds the key; one that is not set: none is sent.
     pub key_variable: String,
-    /// How freely words are drawn, 0 to 2.
+    /// How freely words are drawn, 0 to 2; like `max_tokens` a setting of the questions, beside which it stands in files.
+    #[serde(skip)]
     pub temperature: f64,
     /// Tokens of the longest answer.
+    #[serde(skip)]
     pub max_tokens: usize,
     /// Time for one answer.
     pub timeout_secs: u64,
@@ -235,8 +237,9 @@ impl Endpoint {
 
 impl Chat for Endpoint {
     fn identity(&self) -> String {
-        let EndpointSettings { url, model, temperature, max_tokens, .. } = &self.settings;
-        format!("{url} {model} {temperature} {max_tokens}")
+        // Not its URL: a model that is served elsewhere tomorrow is the same model.
+        let EndpointSettings { model, temperature, max_tokens, .. } = &self.settings;
+        format!("{model} {temperature} {max_tokens}")
     }
 
     fn replies(&mut self, questions: &[Question]) -> Vec<Result<Reply>> {

@@ -19,6 +19,7 @@ pub use store::Store;
 use self::store::Kept;
 use self::wording::{question, read};
 use super::stage::{Answers, PromptAsk, Prompter, Prompts};
+use crate::interrupt::Interrupt;
 use crate::model::language::{Choice, LanguageModel};
 use crate::sha256::sha256_hex;
 
@@ -61,6 +62,8 @@ pub struct LocalChat {
     pub name: String,
     /// How it draws.
     pub choice: Choice,
+    /// No further question is begun when it is raised.
+    pub interrupt: Interrupt,
 }
 
 impl Chat for LocalChat {
@@ -70,6 +73,7 @@ impl Chat for LocalChat {
 
     fn replies(&mut self, questions: &[Question]) -> Vec<Result<Reply>> {
         let reply = |question: &Question| {
+            self.interrupt.check()?;
             let answer = self.model.answer(question.instruction, &question.text, self.choice, question.seed)?;
             Ok(if answer.is_cut { Reply::Cut } else { Reply::Whole(answer.text) })
         };
@@ -181,7 +185,7 @@ impl Prompter for ChatPrompter {
 }
 
 /// Goes up when the same ask is worded, or its answer read, in another way.
-const VERSION: u32 = 1;
+pub const VERSION: u32 = 1;
 
 fn key(identity: &str, ask: &PromptAsk) -> String {
     let all = format!("{VERSION}\n{identity}\n{}\n{}\n{}", ask.object, ask.n_scenes, ask.seed);
