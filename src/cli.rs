@@ -10,8 +10,8 @@ mod values;
 
 pub use convert::{ConvertArgs, Prediction, WeightDtype};
 pub use inspect::{
-    DatasetLayout, InspectAttentionArgs, InspectCheckpointArgs, InspectCommand, InspectDatasetArgs, InspectEpsArgs,
-    InspectTextArgs, InspectVaeArgs,
+    DatasetLayout, InspectAttentionArgs, InspectCaptionArgs, InspectCheckpointArgs, InspectCommand, InspectDatasetArgs,
+    InspectEpsArgs, InspectPromptsArgs, InspectTextArgs, InspectVaeArgs,
 };
 pub use sample::{Dtype, Fit, SampleArgs};
 pub use steering::{Guidance, Sampler, SteeringArgs};

@@ -10,6 +10,8 @@ mod golden;
 #[path = "parity/ops.rs"]
 mod ops;
 
+#[path = "parity/language.rs"]
+mod language;
 #[path = "parity/layouts.rs"]
 mod layouts;
 #[path = "parity/text.rs"]
@@ -19,6 +21,8 @@ mod unet;
 #[path = "parity/vae.rs"]
 mod vae;
 
+#[path = "parity/captions.rs"]
+mod captions;
 #[path = "parity/diffusion.rs"]
 mod diffusion;
 #[path = "parity/families.rs"]

@@ -14,6 +14,10 @@ pub enum InspectCommand {
     Text(InspectTextArgs),
     /// Encode a picture to latents and decode it again
     Vae(InspectVaeArgs),
+    /// Describe pictures with BLIP or BLIP-2, as `synth-data` does
+    Caption(InspectCaptionArgs),
+    /// Have a language model write the prompts of an object, as `synth-data` does
+    Prompts(InspectPromptsArgs),
     /// Draw what a place of one picture attends to in the others, and which places correspond (the paper's Figure 5)
     Attention(Box<InspectAttentionArgs>),
     /// Tell what a model folder or a safetensors file is, and list its tensors
@@ -69,6 +73,73 @@ pub struct InspectVaeArgs {
     /// Safetensors to write: `latents` (the mean times the scaling factor), `decoded` in [−1, 1]
     #[arg(long, value_name = "FILE")]
     pub outputs: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectCaptionArgs {
+    /// Folder of a BLIP or BLIP-2 (with OPT) as transformers writes it, or OWNER/NAME[@REVISION] on the hub, such as
+    /// Salesforce/blip-image-captioning-base or Salesforce/blip2-opt-2.7b
+    #[arg(long, value_name = "M")]
+    pub model: String,
+    /// A picture to describe; repeat for more
+    #[arg(long = "image", value_name = "IMG", required = true)]
+    pub images: Vec<PathBuf>,
+    /// Words that each description begins with
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub prompt: String,
+    /// Descriptions followed side by side, 1 = greedy
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
+    pub beams: usize,
+    /// Tokens of the longest description
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub max_tokens: usize,
+    /// With beams: above 0 long descriptions gain, below they lose
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub length_exponent: f64,
+    /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: Device,
+    /// Print one JSON object a picture to stdout, with its file
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectPromptsArgs {
+    /// A .gguf file of a chat model (Qwen3 or Llama 3), a folder with one, or OWNER/NAME[@REVISION] on the hub, such as
+    /// Qwen/Qwen3-4B-GGUF; with --endpoint what that calls its model
+    #[arg(long, value_name = "M")]
+    pub model: String,
+    /// Ask an endpoint that speaks OpenAI's chat completions, such as http://localhost:8000/v1, instead of a file
+    #[arg(long, value_name = "URL")]
+    pub endpoint: Option<String>,
+    /// Environment variable with the endpoint's key
+    #[arg(long, value_name = "NAME", default_value = "OPENAI_API_KEY", requires = "endpoint")]
+    pub key_variable: String,
+    /// A common noun; repeat for more
+    #[arg(long = "object", value_name = "NAME", required = true)]
+    pub objects: Vec<String>,
+    /// Scenes an object
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = RangedU64ValueParser::<usize>::new().range(1..=20))]
+    pub scenes: usize,
+    /// How freely words are drawn, 0 to 2
+    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    pub temperature: f64,
+    /// Tokens of the longest answer
+    #[arg(long, value_name = "N", default_value_t = 800, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub max_tokens: usize,
+    /// Questions an object, until an answer is what was asked for
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = RangedU64ValueParser::<usize>::new().range(1..=20))]
+    pub tries: usize,
+    /// Seed of all random numbers
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Keep the answers in this folder, and ask only what is not there
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: Device,
 }
 
 #[derive(Debug, Args)]

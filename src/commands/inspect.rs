@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use candle_core::{DType, Device, Tensor};
 
 use super::models::{self, Part};
-use super::{inspect_attention, inspect_checkpoint, inspect_dataset, inspect_eps};
+use super::{inspect_attention, inspect_caption, inspect_checkpoint, inspect_dataset, inspect_eps, inspect_prompts};
 use crate::cli::{InspectCommand, InspectTextArgs, InspectVaeArgs};
 use crate::data::{decode, tensor_from_images};
 use crate::device::Runtime;
@@ -20,6 +20,8 @@ pub fn run(command: InspectCommand) -> Result<()> {
         InspectCommand::Eps(args) => inspect_eps::run(args),
         InspectCommand::Text(args) => text(args),
         InspectCommand::Vae(args) => vae(args),
+        InspectCommand::Caption(args) => inspect_caption::run(&args),
+        InspectCommand::Prompts(args) => inspect_prompts::run(args),
         InspectCommand::Attention(args) => inspect_attention::run(&args),
         InspectCommand::Checkpoint(args) => inspect_checkpoint::run(args),
         InspectCommand::Dataset(args) => inspect_dataset::run(&args),

@@ -1,6 +1,7 @@
 //! The network family: U-Net, AutoencoderKL, CLIP text encoders; built from a diffusers `config.json`.
 
 pub mod adapters;
+pub mod blip;
 pub mod conditions;
 pub mod config;
 pub mod convert;
@@ -19,6 +20,7 @@ pub mod weights;
 pub mod widen;
 
 mod blocks;
+pub mod language;
 pub mod layers;
 pub mod prompts;
 mod resnet;

@@ -13,10 +13,14 @@ pub enum Part {
     Tokenizer,
     /// The noise levels.
     Scheduler,
+    /// A network at the top of its folder, with what goes with it: transformers' layout.
+    Network,
+    /// A language model in one GGUF file.
+    Gguf,
 }
 
 impl Part {
-    /// A whole model.
+    /// A whole model that paints.
     pub const ALL: &[Part] = &[Part::Unet, Part::Vae, Part::TextEncoder, Part::Tokenizer, Part::Scheduler];
 
     /// One of these files must be there.
@@ -27,6 +31,9 @@ impl Part {
             Part::TextEncoder => &["text_encoder/config.json"],
             Part::Tokenizer => &["tokenizer/vocab.json", "tokenizer/tokenizer.json"],
             Part::Scheduler => &["scheduler/scheduler_config.json"],
+            Part::Network => &["config.json"],
+            // Its name is its own affair.
+            Part::Gguf => &[],
         }
     }
 
@@ -35,7 +42,7 @@ impl Part {
         match self {
             Part::TextEncoder => Some(&["text_encoder_2/config.json"]),
             Part::Tokenizer => Some(&["tokenizer_2/vocab.json", "tokenizer_2/tokenizer.json"]),
-            Part::Unet | Part::Vae | Part::Scheduler => None,
+            Part::Unet | Part::Vae | Part::Scheduler | Part::Network | Part::Gguf => None,
         }
     }
 
@@ -47,6 +54,8 @@ impl Part {
             Part::TextEncoder => "the text encoder (cond_stage_model.…, conditioner.embedders.0.transformer.…)",
             Part::Tokenizer => "the tokenizer (give --tokenizer DIR)",
             Part::Scheduler => "the noise schedule",
+            Part::Network => "a network in transformers' layout",
+            Part::Gguf => "a language model (.gguf)",
         }
     }
 
