@@ -40,9 +40,11 @@ fn change_a_byte(path: &Path) {
 
 #[test]
 fn a_damaged_checkpoint_is_named_and_the_one_before_it_used() {
+    /// A file, and what happens to it.
+    type Damage<'a> = (&'static str, &'a dyn Fn(&Path));
     let world = World::new();
     let remove = |path: &Path| fs::remove_file(path).expect("a file");
-    let damages: [(&str, &dyn Fn(&Path)); 7] = [
+    let damages: [Damage; 7] = [
         ("state/optimizer.safetensors", &truncate),
         ("state/optimizer.safetensors", &change_a_byte),
         ("state/optimizer.safetensors", &remove),

@@ -20,30 +20,30 @@ const STATE: &str = "checkpoints/latest/state/optimizer.safetensors";
 /// Strips in a folder, single pictures in two tars, a clip and an object, and the config that mixes them with the toybox.
 fn mixed(world: &World, more: &str) -> String {
     let [strips, tars, clips, views] = ["strips", "tars", "clips", "views"].map(|name| world.path(name));
-    [&strips, &tars].into_iter().for_each(|folder| fs::create_dir_all(folder).unwrap());
-    (0..SETS.sets).for_each(|idx| write_strip(&SETS.read(idx).unwrap(), &strips).unwrap());
+    [&strips, &tars].into_iter().for_each(|folder| fs::create_dir_all(folder).expect("a folder"));
+    (0..SETS.sets).for_each(|idx| write_strip(&SETS.read(idx).expect("a set"), &strips).expect("a strip"));
     for shard in 0..2 {
-        let mut writer = ShardWriter::create(&tars.join(format!("0000{shard}.tar"))).unwrap();
+        let mut writer = ShardWriter::create(&tars.join(format!("0000{shard}.tar"))).expect("a tar");
         for idx in 0..6 {
-            let set = SETS.read(shard * 6 + idx).unwrap();
+            let set = SETS.read(shard * 6 + idx).expect("a set");
             let mut jpeg = std::io::Cursor::new(vec![]);
-            set.images[0].write_to(&mut jpeg, image::ImageFormat::Jpeg).unwrap();
+            set.images[0].write_to(&mut jpeg, image::ImageFormat::Jpeg).expect("a JPEG");
             let json = format!("{{\"caption\": {:?}, \"aesthetic\": {idx}}}", set.captions[0]);
             let members: Members = [("jpg", jpeg.into_inner()), ("json", json.into_bytes())]
                 .map(|(suffix, bytes)| (suffix.to_owned(), bytes))
                 .into();
-            writer.push(&format!("{shard}{idx}"), &members).unwrap();
+            writer.push(&format!("{shard}{idx}"), &members).expect("a sample");
         }
-        writer.finish().unwrap();
+        writer.finish().expect("a tar");
     }
     for (folder, n) in [(clips.join("one"), 9), (views.join("chair"), 6)] {
-        fs::create_dir_all(&folder).unwrap();
+        fs::create_dir_all(&folder).expect("a folder");
         for idx in 0..n {
             let grey = image::Rgb([20 * idx as u8; 3]);
-            RgbImage::from_pixel(24, 18, grey).save(folder.join(format!("{idx:03}.png"))).unwrap();
+            RgbImage::from_pixel(24, 18, grey).save(folder.join(format!("{idx:03}.png"))).expect("a picture");
         }
     }
-    fs::write(clips.join("one.txt"), "a grey field").unwrap();
+    fs::write(clips.join("one.txt"), "a grey field").expect("a file");
     let [strips, tars, clips, views] = [strips, tars, clips, views].map(|path| path.display().to_string());
     let config = world.config_text(Joint).replace("source = \"toybox\"\nsets = 6\n", more)
         + &format!(
@@ -55,7 +55,7 @@ fn mixed(world: &World, more: &str) -> String {
              [[data.sources]]\nsource = 'toybox'\nname = 'toys'\nsets = 9\n"
         );
     let path = world.path("mixed.toml");
-    fs::write(&path, config).unwrap();
+    fs::write(&path, config).expect("a file");
     path.display().to_string()
 }
 
