@@ -123,7 +123,7 @@ fn what_goes_wrong_at_an_endpoint_costs_its_set_alone() {
     assert_eq!(server.log().len(), 8 + 2, "{}", outcome.stderr);
     let report: Value = serde_json::from_slice(&fs::read(Path::new(&out).join("report/00000.json")).unwrap()).unwrap();
     assert_eq!(report["yields"]["rejected"]["prompts: the model failed"], 5, "{report}");
-    assert!(Dataset::open(&out, Layout::Sets).unwrap().n_samples() >= 2, "{}", outcome.stderr);
+    assert!(Dataset::open(&out, Layout::Sets).unwrap().n_samples() >= 1, "{}", outcome.stderr);
 }
 
 #[test]

@@ -266,7 +266,7 @@ mod tests {
         let sizes = ["M-Q2_K.gguf", "M-Q4_K_M.gguf", "M-Q8_0.gguf", "README.md"];
         assert_eq!(found(&sizes), Needed { files: vec!["M-Q4_K_M.gguf".into()], missing: vec![] });
         assert_eq!(found(&sizes[2..]).files, ["M-Q8_0.gguf"]);
-        assert_eq!(found(&["other.gguf", "tokenizer.json"]).files, ["other.gguf", "tokenizer.json"]);
+        assert_eq!(found(&["other.gguf", "tokenizer.json"]).files, ["tokenizer.json", "other.gguf"]);
         assert_eq!(found(&["M-q4_k_m-00001-of-00002.gguf"]).missing, ["one whole .gguf file"]);
         assert_eq!(found(&["README.md"]).missing, [".gguf file"]);
     }
