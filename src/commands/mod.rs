@@ -8,6 +8,8 @@ mod inspect;
 mod inspect_attention;
 mod inspect_checkpoint;
 mod inspect_eps;
+mod inspect_objects;
+mod inspect_similarity;
 mod manual;
 pub mod models;
 mod pickle;

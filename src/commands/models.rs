@@ -50,6 +50,22 @@ pub fn open_parts(name: &str, tokenizer: Option<&Path>, parts: &[Part]) -> Resul
     wrong(format!("is no whole model folder (diffusers layout): no {}{index}", missing.join(", no ")))
 }
 
+/// The files of a network in transformers' layout: a folder, or the hub's `owner/name`. `option` is what named it.
+pub fn open_network(option: &str, name: &str) -> Result<Files> {
+    let path = Path::new(name);
+    if path.is_file() {
+        return Err(invalid(format!(
+            "{option} {name}: is a file; name its folder, with config.json and model.safetensors"
+        )));
+    }
+    let folder = if path.is_dir() { path.to_owned() } else { from_hub(option, name, &[Part::Network])? };
+    let files = Files::Folder(folder);
+    match files.contains("config.json") {
+        true => Ok(files),
+        false => Err(invalid(format!("{option} {name}: is no network in transformers' layout: no config.json"))),
+    }
+}
+
 fn find(name: &str, tokenizer: Option<&Path>, parts: &[Part]) -> Result<Files> {
     let path = Path::new(name);
     let mut files = if name == "toybox" {

@@ -135,6 +135,7 @@ impl Files {
     }
 
     /// The tensors of a component (`unet`, `vae`, `text_encoder`) by the names that diffusers gives them; none is read yet.
+    /// An empty name is a network at the top of a folder, as transformers writes it.
     pub fn weights(&self, component: &str) -> Result<Weights> {
         match self {
             Self::Single(file) => return file.weights(component),
@@ -150,20 +151,20 @@ impl Files {
         }
         let stem = weights_stem(component);
         for variant in ["", ".fp16"] {
-            let single = format!("{component}/{stem}{variant}.safetensors");
+            let single = inside(component, &format!("{stem}{variant}.safetensors"));
             if self.contains(&single) {
                 return self.weights_in(std::slice::from_ref(&single), &single);
             }
-            let index = format!("{component}/{stem}.safetensors.index{variant}.json");
+            let index = inside(component, &format!("{stem}.safetensors.index{variant}.json"));
             if self.contains(&index) {
                 let index_json: ShardIndex = self.json(&index)?;
                 let shards: BTreeSet<String> =
-                    index_json.weight_map.into_values().map(|shard| format!("{component}/{shard}")).collect();
+                    index_json.weight_map.into_values().map(|shard| inside(component, &shard)).collect();
                 return self.weights_in(&Vec::from_iter(shards), &index);
             }
         }
-        let folder = self.describe(&format!("{component}/"));
-        for pickle in [format!("{component}/{stem}.bin"), format!("{component}/pytorch_model.bin")] {
+        let folder = self.describe(&inside(component, ""));
+        for pickle in [format!("{stem}.bin"), "pytorch_model.bin".into()].map(|file| inside(component, &file)) {
             if self.contains(&pickle) {
                 bail!(
                     "{}: is a Python pickle, which jedi does not open; load the model in Python and write it again with \
@@ -233,7 +234,16 @@ fn place<'a>(model: &Files, name: &'a str) -> Place<'a> {
 
 /// The name of a component's weight file, without suffix.
 pub fn weights_stem(component: &str) -> &'static str {
-    if component.starts_with("text_encoder") { "model" } else { "diffusion_pytorch_model" }
+    match component {
+        "" => "model",
+        text if text.starts_with("text_encoder") => "model",
+        _ => "diffusion_pytorch_model",
+    }
+}
+
+/// The name of a component's file; of a network at the top of its folder, the file's own.
+pub fn inside(component: &str, file: &str) -> String {
+    if component.is_empty() { file.to_owned() } else { format!("{component}/{file}") }
 }
 
 #[derive(serde::Deserialize)]

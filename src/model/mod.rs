@@ -1,4 +1,5 @@
-//! The network family: U-Net, AutoencoderKL, CLIP text encoders; built from a diffusers `config.json`.
+//! The network family: U-Net, AutoencoderKL, CLIP text encoders; built from a diffusers `config.json`. And networks that
+//! look at pictures, in transformers' layout.
 
 pub mod adapters;
 pub mod conditions;
@@ -19,9 +20,15 @@ pub mod weights;
 pub mod widen;
 
 mod blocks;
+pub mod clip_image;
+mod clip_layer;
+pub mod dino;
+pub mod grounding_dino;
 pub mod layers;
+mod patches;
 pub mod prompts;
 mod resnet;
+pub mod sam;
 pub mod text;
 mod time;
 pub mod tokenizer;
@@ -30,6 +37,7 @@ mod transformer;
 pub mod unet;
 pub mod vae;
 mod vae_tiles;
+mod windows;
 pub mod write;
 
 pub use conditions::{AddedConditions, ImageConditions};

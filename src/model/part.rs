@@ -13,10 +13,12 @@ pub enum Part {
     Tokenizer,
     /// The noise levels.
     Scheduler,
+    /// A network at the top of its folder, with what goes with it: transformers' layout.
+    Network,
 }
 
 impl Part {
-    /// A whole model.
+    /// A whole model that paints.
     pub const ALL: &[Part] = &[Part::Unet, Part::Vae, Part::TextEncoder, Part::Tokenizer, Part::Scheduler];
 
     /// One of these files must be there.
@@ -27,6 +29,7 @@ impl Part {
             Part::TextEncoder => &["text_encoder/config.json"],
             Part::Tokenizer => &["tokenizer/vocab.json", "tokenizer/tokenizer.json"],
             Part::Scheduler => &["scheduler/scheduler_config.json"],
+            Part::Network => &["config.json"],
         }
     }
 
@@ -47,6 +50,7 @@ impl Part {
             Part::TextEncoder => "the text encoder (cond_stage_model.…, conditioner.embedders.0.transformer.…)",
             Part::Tokenizer => "the tokenizer (give --tokenizer DIR)",
             Part::Scheduler => "the noise schedule",
+            Part::Network => "a network in transformers' layout",
         }
     }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 
 use crate::model::Part;
-use crate::model::files::weights_stem;
+use crate::model::files::{inside, weights_stem};
 
 /// What tells a JeDi model from the others; few repositories have it.
 pub const JEDI: &str = "jedi.json";
@@ -15,6 +15,9 @@ const MODEL_INDEX: &str = "model_index.json";
 /// The files of a tokenizer that are read, or handed on by `jedi convert`.
 const TOKENIZER: [&str; 5] =
     ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
+
+/// What stands beside a network at the top of its folder: how pictures are prepared, how words are cut.
+const BESIDE: [&str; 4] = ["preprocessor_config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json"];
 
 /// What a model needs.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -36,6 +39,12 @@ pub fn needed(listed: &[String], parts: &[Part], read: &mut dyn FnMut(&str) -> R
     for component in &components {
         match component.as_str() {
             "scheduler" => search.take("scheduler/scheduler_config.json".into()),
+            "" => {
+                for file in BESIDE {
+                    search.take_if_listed(file);
+                }
+                search.take_network("")?;
+            }
             tokenizer if tokenizer.starts_with("tokenizer") => search.take_tokenizer(tokenizer),
             network => search.take_network(network)?,
         }
@@ -89,6 +98,7 @@ impl Search<'_> {
                 Part::TextEncoder => ("text_encoder", Some("text_encoder_2")),
                 Part::Tokenizer => ("tokenizer", Some("tokenizer_2")),
                 Part::Scheduler => ("scheduler", None),
+                Part::Network => ("", None),
             };
             components.push(first.to_owned());
             components.extend(second.filter(|second| has_second(second)).map(str::to_owned));
@@ -108,24 +118,23 @@ impl Search<'_> {
     }
 
     fn take_network(&mut self, folder: &str) -> Result<()> {
-        self.take(format!("{folder}/config.json"));
+        self.take(inside(folder, "config.json"));
         let stem = weights_stem(folder);
         for variant in ["", ".fp16"] {
-            if self.take_if_listed(&format!("{folder}/{stem}{variant}.safetensors")) {
+            if self.take_if_listed(&inside(folder, &format!("{stem}{variant}.safetensors"))) {
                 return Ok(());
             }
-            let index = format!("{folder}/{stem}.safetensors.index{variant}.json");
+            let index = inside(folder, &format!("{stem}.safetensors.index{variant}.json"));
             if self.take_if_listed(&index) {
                 let ShardIndex { weight_map } = self.json(&index)?;
-                let mut shards: Vec<String> =
-                    weight_map.into_values().map(|shard| format!("{folder}/{shard}")).collect();
+                let mut shards: Vec<String> = weight_map.into_values().map(|shard| inside(folder, &shard)).collect();
                 shards.sort();
                 shards.dedup();
                 shards.into_iter().for_each(|shard| self.take(shard));
                 return Ok(());
             }
         }
-        self.found.missing.push(format!("{folder}/{stem}.safetensors"));
+        self.found.missing.push(inside(folder, &format!("{stem}.safetensors")));
         Ok(())
     }
 
@@ -184,6 +193,22 @@ mod tests {
         assert_eq!(text, Needed { files: files.map(str::to_owned).into(), missing: vec![] });
         assert_eq!(search(&SD, Part::ALL, &[]).missing, ["unet/diffusion_pytorch_model.safetensors"]);
         assert_eq!(search(&["tokenizer/vocab.json"], &[Part::Tokenizer], &[]).missing.len(), 1);
+    }
+
+    #[test]
+    fn of_a_network_at_the_top_its_words_and_its_preparation_are_taken_too() {
+        let listed = [
+            "README.md",
+            "config.json",
+            "model.safetensors",
+            "preprocessor_config.json",
+            "pytorch_model.bin",
+            "vocab.txt",
+        ];
+        let found = search(&listed, &[Part::Network], &[]);
+        let files = ["preprocessor_config.json", "vocab.txt", "config.json", "model.safetensors"];
+        assert_eq!(found, Needed { files: files.map(str::to_owned).into(), missing: vec![] });
+        assert_eq!(search(&["pytorch_model.bin"], &[Part::Network], &[]).missing, ["config.json", "model.safetensors"]);
     }
 
     #[test]
