@@ -105,6 +105,49 @@ fn pictures_are_compared_two_by_two() {
     assert_eq!(jedi(&args[..6]).code, Some(2), "one picture alone");
 }
 
+/// With weights by rule the boxes mean nothing, so nothing is asked of them; what is held to is the way from box to set.
+#[test]
+fn the_same_networks_are_the_eyes_of_the_pipeline() {
+    let room = room();
+    write_network("clip-whole", &room.path("clip"), &json!({"size": {"shortest_edge": 24}, "crop_size": 24}));
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/synth-toybox.toml");
+    let out = room.path("sets");
+    let mut args = vec!["synth-data", "--config", config, "--device", "cpu", "--sets", "2", "--out", &out];
+    let [detector, segmenter, model, copies] = [
+        ("instances.detector", "dino"),
+        ("instances.segmenter", "sam"),
+        ("affinity.model", "clip"),
+        ("affinity.copies_model", "clip"),
+    ]
+    .map(|(setting, folder)| format!("{setting}={}", room.path(folder)));
+    let lenient = [
+        "instances.min_score=0",
+        "instances.min_share=0",
+        "instances.max_share=1",
+        "instances.edge_px=0",
+        "instances.max_overlap=1",
+        "instances.min_fill=0",
+        "affinity.threshold=0",
+        "affinity.copies_above=1",
+        "compose.steps=1",
+        "sets.min_images=2",
+    ];
+    for setting in [&detector, &segmenter, &model, &copies].map(String::as_str).into_iter().chain(lenient) {
+        args.extend(["--set", setting]);
+    }
+    let planned = jedi([&args[..], &["--dry-run"]].concat());
+    assert!(planned.code == Some(0) && planned.stderr.contains(" GB on disk)"), "{}", planned.stderr);
+    let outcome = jedi(&args);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let manifest = std::fs::read_to_string(room.path("sets/dataset.json")).unwrap();
+    for folder in ["dino", "sam", "clip"] {
+        assert!(manifest.contains(&room.path(folder)), "{folder}: {manifest}");
+    }
+    let report = std::fs::read(room.path("sets/report/00000.json")).unwrap();
+    let yields = &serde_json::from_slice::<Value>(&report).unwrap()["yields"];
+    assert_eq!(yields["sets"], 2, "{yields}");
+}
+
 #[test]
 fn wrong_use_is_refused_with_the_way_out() {
     let room = room();

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use indicatif::ProgressBar;
 
-use crate::model::hub::{Event, Hub, Settings};
+use crate::model::hub::{Event, Hub, Plan, Settings};
 use crate::model::{HubName, Part};
 use crate::report;
 
@@ -16,6 +16,12 @@ const LARGE_BYTES: u64 = 1_000_000;
 pub fn folder(name: &HubName, parts: &[Part]) -> Result<PathBuf> {
     let mut bar = None;
     Hub::new(Settings::from_env()?).fetch(name, parts, &mut |event| show(name, &mut bar, event))
+}
+
+/// What a model on the hub takes, and how much of it is still to come.
+pub fn plan(name: &HubName, parts: &[Part]) -> Result<Plan> {
+    let mut bar = None;
+    Hub::new(Settings::from_env()?).plan(name, parts, &mut |event| show(name, &mut bar, event))
 }
 
 fn show(name: &HubName, bar: &mut Option<ProgressBar>, event: Event) {

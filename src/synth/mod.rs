@@ -1,7 +1,7 @@
 //! Same-subject sets made by the program: the procedural toybox, drawn on demand or written to disk, and the pipeline of the
 //! paper's Algorithm 1. Of the pipeline read `stage` (what is done, and the openings for models), `draft` (a set on its way),
 //! the stages from `prompts` to `score`, then how the work is done: `tool` (models), `patience` (asking again), `saved` (what is
-//! kept between stages), `job` (how work is cut up), `pipeline` (the run), `finish` (shards), `yields` and `page` (the report).
+//! kept between stages), `seeing` (networks that look at pictures), `job` (how work is cut up), `pipeline` (the run), `finish` (shards), `yields` and `page` (the report).
 
 pub mod manifest;
 pub mod toybox;
@@ -23,6 +23,7 @@ mod stylise;
 pub mod embedded;
 mod patience;
 mod saved;
+mod seeing;
 pub mod tool;
 mod truth;
 
@@ -37,4 +38,5 @@ pub mod yields;
 
 pub use job::Job;
 pub use pipeline::{Done, Progress, Watch, synthesise};
+pub use seeing::VERSION as SEEING_VERSION;
 pub use write::{Packing, Part, Summary, ToyboxData, write_toybox};

@@ -1,6 +1,7 @@
 //! `jedi synth-data`: sets that share a subject, to train on; drawn, or made by the pipeline that a config describes.
 
 mod dry_run;
+mod networks;
 mod tools;
 
 use std::path::Path;
@@ -77,7 +78,7 @@ fn synthesised(args: &SynthDataArgs, file: &Path) -> Result<()> {
         keep_rejected: args.keep_rejected,
     };
     let runtime = Runtime::open(args.device.name())?;
-    let mut tools = tools::open(&job.config, &runtime)?;
+    let mut tools = tools::open(&job.config, &runtime, args.dry_run)?;
     if args.dry_run {
         return dry_run::print(&job, &tools);
     }

@@ -56,6 +56,17 @@ pub enum Event<'a> {
 /// Is told what happens.
 pub type Watch<'a> = &'a mut dyn FnMut(Event);
 
+/// What a model takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// As it is now.
+    pub commit: String,
+    /// Of all its needed files.
+    pub n_bytes: u64,
+    /// Of those that are not here.
+    pub n_missing: u64,
+}
+
 /// A hub and its cache on this machine.
 #[derive(Debug)]
 pub struct Hub {
@@ -109,6 +120,43 @@ impl Hub {
                 }
             }
         }
+    }
+
+    /// What of a model is needed for `parts`, and how much of that is still to come. Nothing is downloaded but lists of shards.
+    pub fn plan(&self, name: &HubName, parts: &[Part], watch: Watch) -> Result<Plan> {
+        let cache = Cache::of(&self.settings.cache, &name.repository);
+        if self.settings.is_offline {
+            let folder = self.fetch(name, parts, watch)?;
+            let commit = commit_of_snapshot(&folder).unwrap_or_default().to_owned();
+            let files = cache.files(&commit);
+            let Needed { files, .. } = needed(&files, parts, &mut |file| read(&folder.join(file)))?;
+            let sizes = files.iter().map(|file| Ok(fs::metadata(folder.join(file))?.len()));
+            return Ok(Plan { commit, n_bytes: sizes.sum::<Result<u64>>()?, n_missing: 0 });
+        }
+        let listing = self.patiently(watch, &mut || self.client.listing(name)).map_err(|f| f.into_error(name))?;
+        let folder = cache.snapshot(&listing.commit);
+        let Needed { files, missing } = needed(&listing.files, parts, &mut |file| {
+            self.bring_file(&cache, name, &listing.commit, file, watch)?;
+            read(&folder.join(file))
+        })
+        .with_context(|| name.to_string())?;
+        if !missing.is_empty() {
+            return Err(invalid(format!("{name}: {}", lack(&listing, &missing))));
+        }
+        let mut plan = Plan { commit: listing.commit, n_bytes: 0, n_missing: 0 };
+        for file in &files {
+            if let Ok(there) = fs::metadata(folder.join(file)) {
+                plan.n_bytes += there.len();
+                continue;
+            }
+            let ask = &mut || self.client.metadata(name, &plan.commit, file).map_err(Failure::that_may_pass);
+            let metadata =
+                self.patiently(watch, ask).map_err(|failure| failure.into_error(format!("{name}: {file}")))?;
+            let n_bytes = metadata.n_bytes.unwrap_or_default();
+            plan.n_bytes += n_bytes;
+            plan.n_missing += n_bytes;
+        }
+        Ok(plan)
     }
 
     /// The folder of a model as the cache has it, or what it lacks, in words.
