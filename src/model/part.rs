@@ -38,7 +38,7 @@ impl Part {
         match self {
             Part::TextEncoder => Some(&["text_encoder_2/config.json"]),
             Part::Tokenizer => Some(&["tokenizer_2/vocab.json", "tokenizer_2/tokenizer.json"]),
-            Part::Unet | Part::Vae | Part::Scheduler => None,
+            Part::Unet | Part::Vae | Part::Scheduler | Part::Network => None,
         }
     }
 

@@ -130,7 +130,7 @@ impl Hub {
             let commit = commit_of_snapshot(&folder).unwrap_or_default().to_owned();
             let files = cache.files(&commit);
             let Needed { files, .. } = needed(&files, parts, &mut |file| read(&folder.join(file)))?;
-            let sizes = files.iter().map(|file| Ok(fs::metadata(folder.join(file))?.len()));
+            let sizes = files.iter().map(|file| -> Result<u64> { Ok(fs::metadata(folder.join(file))?.len()) });
             return Ok(Plan { commit, n_bytes: sizes.sum::<Result<u64>>()?, n_missing: 0 });
         }
         let listing = self.patiently(watch, &mut || self.client.listing(name)).map_err(|f| f.into_error(name))?;
