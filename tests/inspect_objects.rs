@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use harness::jedi;
+use jedi::config;
 use jedi::model::write::write_tensors;
+use jedi::synth::settings::SynthConfig;
 use room::Room;
 use serde_json::{Value, json};
 
@@ -110,14 +112,16 @@ fn pictures_are_compared_two_by_two() {
 fn the_same_networks_are_the_eyes_of_the_pipeline() {
     let room = room();
     write_network("clip-whole", &room.path("clip"), &json!({"size": {"shortest_edge": 24}, "crop_size": 24}));
+    write_network("dino-first", &room.path("vit"), &json!({"size": 32}));
     let config = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/synth-toybox.toml");
     let out = room.path("sets");
     let mut args = vec!["synth-data", "--config", config, "--device", "cpu", "--sets", "2", "--out", &out];
-    let [detector, segmenter, model, copies] = [
+    let [detector, segmenter, model, copies, scorer] = [
         ("instances.detector", "dino"),
         ("instances.segmenter", "sam"),
         ("affinity.model", "clip"),
         ("affinity.copies_model", "clip"),
+        ("score.copies_model", "vit"),
     ]
     .map(|(setting, folder)| format!("{setting}={}", room.path(folder)));
     let lenient = [
@@ -132,7 +136,7 @@ fn the_same_networks_are_the_eyes_of_the_pipeline() {
         "compose.steps=1",
         "sets.min_images=2",
     ];
-    for setting in [&detector, &segmenter, &model, &copies].map(String::as_str).into_iter().chain(lenient) {
+    for setting in [&detector, &segmenter, &model, &copies, &scorer].map(String::as_str).into_iter().chain(lenient) {
         args.extend(["--set", setting]);
     }
     let planned = jedi([&args[..], &["--dry-run"]].concat());
@@ -140,12 +144,29 @@ fn the_same_networks_are_the_eyes_of_the_pipeline() {
     let outcome = jedi(&args);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     let manifest = std::fs::read_to_string(room.path("sets/dataset.json")).unwrap();
-    for folder in ["dino", "sam", "clip"] {
+    for folder in ["dino", "sam", "clip", "vit"] {
         assert!(manifest.contains(&room.path(folder)), "{folder}: {manifest}");
     }
     let report = std::fs::read(room.path("sets/report/00000.json")).unwrap();
     let yields = &serde_json::from_slice::<Value>(&report).unwrap()["yields"];
     assert_eq!(yields["sets"], 2, "{yields}");
+    // Table 8, by the models that compared.
+    let line = outcome.stderr.lines().find(|line| line.contains("mean similarity, final pictures of a set: "));
+    let [clip, vit] = ["clip", "vit"].map(|folder| format!(" by {}", room.path(folder)));
+    assert!(line.is_some_and(|line| line.contains(&clip) && line.contains(&vit)), "{}", outcome.stderr);
+}
+
+#[test]
+fn the_config_with_the_papers_eyes_is_one() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/synth-eyes.toml");
+    let settings: SynthConfig = config::load(&path, &[]).unwrap();
+    settings.validate().unwrap();
+    // §3.1: CLIP similarity, above 0.95.
+    assert_eq!(
+        (settings.affinity.model.as_str(), settings.affinity.threshold),
+        ("openai/clip-vit-large-patch14", 0.95)
+    );
+    assert_eq!(settings.score_models(), ["openai/clip-vit-large-patch14", "facebook/dinov2-base"]);
 }
 
 #[test]

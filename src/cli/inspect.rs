@@ -97,7 +97,7 @@ pub struct InspectObjectsArgs {
     /// The picture with boxes and masks drawn in, a PNG
     #[arg(long, value_name = "FILE", default_value = "objects.png")]
     pub out: PathBuf,
-    /// Safetensors to write: `tokens [1,t]`, and what the network went through: `map.N`, `text`, `enhanced_picture`,
+    /// Safetensors to write: `pixels [1,3,h,w]`, `tokens [1,t]`, and what the network went through: `map.N`, `text`, `enhanced_picture`,
     /// `enhanced_text`, `chosen [1,q]`, `chosen_boxes`, `queries`, `logits [1,q,t]`, `boxes [1,q,4]`; what is
     /// printed as `edges [n,4]`, with --segmenter also `masks [n,h,w]` of 0 and 1 and `mask_scores [n]`
     #[arg(long, value_name = "FILE")]
@@ -119,7 +119,7 @@ pub struct InspectSimilarityArgs {
     /// A picture; two or more
     #[arg(long = "image", value_name = "IMG", required = true)]
     pub images: Vec<PathBuf>,
-    /// Safetensors to write: `vectors [n,d]`, of unit length
+    /// Safetensors to write: `vectors [n,d]`, of unit length, and `pixels.N [1,3,h,w]`, the pictures as the network sees them
     #[arg(long, value_name = "FILE")]
     pub outputs: Option<PathBuf>,
     /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`

@@ -40,6 +40,7 @@ pub fn run(args: &InspectObjectsArgs) -> Result<()> {
     };
     if let Some(outputs) = &args.outputs {
         let mut named = named(stages, &tokens)?;
+        named.insert("pixels".into(), detector.pixels(&picture)?);
         named.insert("edges".into(), Tensor::from_vec(boxes.concat(), (boxes.len(), 4), &Device::Cpu)?);
         if let Some(masks) = &masks {
             named.extend(named_masks(masks, &picture)?);

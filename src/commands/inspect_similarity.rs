@@ -1,5 +1,7 @@
 //! `jedi inspect similarity`: how alike pictures are to a network that was trained to tell.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 
@@ -18,10 +20,15 @@ pub fn run(args: &InspectSimilarityArgs) -> Result<()> {
     }
     let pictures = args.images.iter().map(|path| read_picture(path)).collect::<Result<Vec<_>>>()?;
     let files = models::open_network("--model", &args.model)?;
-    let vectors = ImageEmbedder::load(&files, &Runtime::open(args.device.name())?)?.vectors(&pictures)?;
+    let embedder = ImageEmbedder::load(&files, &Runtime::open(args.device.name())?)?;
+    let vectors = embedder.vectors(&pictures)?;
     if let Some(outputs) = &args.outputs {
         let stored = Tensor::from_vec(vectors.concat(), (vectors.len(), vectors[0].len()), &Device::Cpu)?;
-        write_tensors(outputs, &[("vectors".to_owned(), stored)].into(), &[])?;
+        let mut named = BTreeMap::from([("vectors".to_owned(), stored)]);
+        for (number, picture) in pictures.iter().enumerate() {
+            named.insert(format!("pixels.{number}"), embedder.pixels(picture)?);
+        }
+        write_tensors(outputs, &named, &[])?;
     }
     for (i, a) in vectors.iter().enumerate() {
         for (j, b) in vectors.iter().enumerate().skip(i + 1) {

@@ -98,10 +98,14 @@ impl ObjectDetector {
         &self.words
     }
 
+    /// A picture as the network sees it, `[1, 3, h, w]`.
+    pub fn pixels(&self, picture: &RgbImage) -> Result<Tensor> {
+        self.preparation.tensor(picture, &self.device)
+    }
+
     /// All that the network goes through with pictures of one size.
     pub fn stages(&self, pictures: &[&RgbImage], texts: &[Vec<u32>]) -> Result<Stages> {
-        let pixels: Vec<Tensor> =
-            pictures.iter().map(|picture| self.preparation.tensor(picture, &self.device)).collect::<Result<_>>()?;
+        let pixels: Vec<Tensor> = pictures.iter().map(|picture| self.pixels(picture)).collect::<Result<_>>()?;
         self.network.forward(&Tensor::cat(&pixels, 0)?, texts).context("Grounding DINO")
     }
 }

@@ -57,12 +57,16 @@ impl ImageEmbedder {
         Ok(Self { network, preparation: Preparation::read(files, family)?, device: runtime.device.clone() })
     }
 
+    /// A picture as the network sees it, `[1, 3, h, w]`.
+    pub fn pixels(&self, picture: &RgbImage) -> Result<Tensor> {
+        self.preparation.tensor(picture, &self.device)
+    }
+
     /// A vector of unit length a picture.
     pub fn vectors(&self, pictures: &[RgbImage]) -> Result<Vec<Vec<f32>>> {
         let mut vectors = Vec::new();
         for pictures in pictures.chunks(BATCH) {
-            let pixels: Vec<Tensor> =
-                pictures.iter().map(|picture| self.preparation.tensor(picture, &self.device)).collect::<Result<_>>()?;
+            let pixels: Vec<Tensor> = pictures.iter().map(|picture| self.pixels(picture)).collect::<Result<_>>()?;
             let mut rest = &pixels[..];
             // Where no size is set, only pictures of one size go together.
             while let Some(first) = rest.first() {

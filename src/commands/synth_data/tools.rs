@@ -35,6 +35,8 @@ pub fn open(config: &SynthConfig, runtime: &Runtime, is_planned: bool) -> Result
             "" => None,
             name => Some(embedder("affinity.copies_model", name, seeing)?),
         },
+        score_identity: scorer("score.model", &config.score.model, &config.affinity.model, seeing)?,
+        score_copies: scorer("score.copies_model", &config.score.copies_model, &config.affinity.copies_model, seeing)?,
         compose: compose(config, runtime)?,
         stylise: stylise(config)?,
         caption: caption(config)?,
@@ -124,6 +126,14 @@ fn embedder(option: &'static str, name: &str, seeing: Seeing) -> Result<Tool<dyn
         name => seeing.tool::<dyn Embedder>((option, name, "palette, layout"), |files, runtime| {
             Ok(Box::new(ImageEmbedder::load(files, runtime)?))
         }),
+    }
+}
+
+/// A model that compares final pictures; None where it is the `usual` one, which is opened already.
+fn scorer(option: &'static str, name: &str, usual: &str, seeing: Seeing) -> Result<Option<Tool<dyn Embedder>>> {
+    match name {
+        name if name.is_empty() || name == usual => Ok(None),
+        name => Ok(Some(embedder(option, name, seeing)?)),
     }
 }
 
