@@ -124,14 +124,16 @@ impl Tools {
             }
         }
         // The score compares with the affinity's models where it has none of its own.
-        let [affinity, score] = [Stage::Affinity, Stage::Score].map(|stage| stages.contains(&stage));
-        if !affinity && !(score && self.score_identity.is_none()) {
+        let is_needed = |own: &Option<Tool<dyn Embedder>>| {
+            stages.contains(&Stage::Affinity) || (stages.contains(&Stage::Score) && own.is_none())
+        };
+        if !is_needed(&self.score_identity) {
             self.identity.close();
         }
-        if !affinity && !(score && self.score_copies.is_none()) {
+        if !is_needed(&self.score_copies) {
             self.copies.iter_mut().for_each(Tool::close);
         }
-        if !score {
+        if !stages.contains(&Stage::Score) {
             [&mut self.score_identity, &mut self.score_copies].into_iter().flatten().for_each(Tool::close);
         }
     }

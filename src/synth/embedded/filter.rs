@@ -80,7 +80,7 @@ fn edge(image: &RgbImage, x: u32, y: u32) -> f32 {
 fn pencil(image: &RgbImage, rng: &mut Rng) -> RgbImage {
     // Dodging: grey divided by its blurred self is white in flats and dark at edges.
     let blurred = imageops::blur(image, radius(image) as f32 * 1.5);
-    let slant = rng.pick(&[1, -1]) * 1i64;
+    let slant: i64 = *rng.pick(&[1, -1]);
     RgbImage::from_fn(image.width(), image.height(), |x, y| {
         let tone = grey(image.get_pixel(x, y));
         let dodged = (255.0 * (tone + 8.0) / (grey(blurred.get_pixel(x, y)) + 8.0)).min(255.0);
