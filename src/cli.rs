@@ -10,8 +10,8 @@ mod values;
 
 pub use convert::{ConvertArgs, Prediction, WeightDtype};
 pub use inspect::{
-    InspectAttentionArgs, InspectCheckpointArgs, InspectCommand, InspectEpsArgs, InspectObjectsArgs,
-    InspectSimilarityArgs, InspectTextArgs, InspectVaeArgs,
+    DatasetLayout, InspectAttentionArgs, InspectCaptionArgs, InspectCheckpointArgs, InspectCommand, InspectDatasetArgs,
+    InspectEpsArgs, InspectObjectsArgs, InspectPromptsArgs, InspectSimilarityArgs, InspectTextArgs, InspectVaeArgs,
 };
 pub use sample::{Dtype, Fit, SampleArgs};
 pub use steering::{Guidance, Sampler, SteeringArgs};

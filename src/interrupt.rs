@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     flag,
@@ -22,13 +22,19 @@ impl Interrupt {
     /// Catches the signals from now on.
     pub fn install() -> Result<Self> {
         let interrupt = Self::default();
+        interrupt.catch_signals()?;
+        Ok(interrupt)
+    }
+
+    /// Catches the signals from now on, for all who share the flag.
+    pub fn catch_signals(&self) -> Result<()> {
         for signal in [SIGINT, SIGTERM] {
             // The order matters: the shutdown looks at the flag before the same signal sets it.
-            flag::register_conditional_shutdown(signal, 1, interrupt.requested.clone())?;
-            flag::register(signal, interrupt.requested.clone())?;
+            flag::register_conditional_shutdown(signal, 1, self.requested.clone())?;
+            flag::register(signal, self.requested.clone())?;
         }
-        flag::register(SIGTERM, interrupt.terminated.clone())?;
-        Ok(interrupt)
+        flag::register(SIGTERM, self.terminated.clone())?;
+        Ok(())
     }
 
     /// Asks to stop, as Ctrl-C does, from inside the program.
@@ -49,10 +55,27 @@ impl Interrupt {
     /// The error to leave with, once what must be kept is saved.
     pub fn check(&self) -> Result<()> {
         if self.requested() {
-            bail!("interrupted; run the same command again to go on");
+            return Err(anyhow::Error::new(Interrupted));
         }
         Ok(())
     }
+}
+
+/// Work was left because somebody asked to stop, not because it failed.
+#[derive(Debug)]
+struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("interrupted; run the same command again to go on")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// Whether the error, or anything it wraps, is [`Interrupt::check`]'s.
+pub fn is_interrupted(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.is::<Interrupted>())
 }
 
 #[cfg(test)]
@@ -66,7 +89,9 @@ mod tests {
         assert!(!interrupt.requested() && interrupt.check().is_ok());
         signal_hook::low_level::raise(SIGTERM).unwrap();
         assert!(interrupt.requested() && interrupt.terminated());
-        assert!(interrupt.check().unwrap_err().to_string().starts_with("interrupted"));
+        let error = interrupt.check().unwrap_err();
+        assert!(error.to_string().starts_with("interrupted"));
+        assert!(is_interrupted(&error.context("mug")) && !is_interrupted(&anyhow::anyhow!("interrupted")));
     }
 
     #[test]

@@ -14,6 +14,8 @@ mod ops;
 
 #[path = "parity/grounding.rs"]
 mod grounding;
+#[path = "parity/language.rs"]
+mod language;
 #[path = "parity/layouts.rs"]
 mod layouts;
 #[path = "parity/text.rs"]
@@ -25,6 +27,8 @@ mod vae;
 #[path = "parity/vision.rs"]
 mod vision;
 
+#[path = "parity/captions.rs"]
+mod captions;
 #[path = "parity/diffusion.rs"]
 mod diffusion;
 #[path = "parity/families.rs"]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand, builder::RangedU64ValueParser};
+use clap::{Args, Subcommand, ValueEnum, builder::RangedU64ValueParser};
 
 use super::{Device, Point, Reference, pixels, steps, values};
 
@@ -14,6 +14,10 @@ pub enum InspectCommand {
     Text(InspectTextArgs),
     /// Encode a picture to latents and decode it again
     Vae(InspectVaeArgs),
+    /// Describe pictures with BLIP or BLIP-2, as `synth-data` does
+    Caption(InspectCaptionArgs),
+    /// Have a language model write the prompts of an object, as `synth-data` does
+    Prompts(InspectPromptsArgs),
     /// Draw what a place of one picture attends to in the others, and which places correspond (the paper's Figure 5)
     Attention(Box<InspectAttentionArgs>),
     /// Find what a phrase names in a picture (Grounding DINO), cut it out (SAM), and draw both
@@ -22,6 +26,8 @@ pub enum InspectCommand {
     Similarity(InspectSimilarityArgs),
     /// Tell what a model folder or a safetensors file is, and list its tensors
     Checkpoint(InspectCheckpointArgs),
+    /// Count what a data set holds, and name what is broken
+    Dataset(InspectDatasetArgs),
 }
 
 #[derive(Debug, Args)]
@@ -111,6 +117,35 @@ pub struct InspectObjectsArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct InspectCaptionArgs {
+    /// Folder of a BLIP or BLIP-2 (with OPT) as transformers writes it, or OWNER/NAME[@REVISION] on the hub, such as
+    /// Salesforce/blip-image-captioning-base or Salesforce/blip2-opt-2.7b
+    #[arg(long, value_name = "M")]
+    pub model: String,
+    /// A picture to describe; repeat for more
+    #[arg(long = "image", value_name = "IMG", required = true)]
+    pub images: Vec<PathBuf>,
+    /// Words that each description begins with
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub prompt: String,
+    /// Descriptions followed side by side, 1 = greedy
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=64))]
+    pub beams: usize,
+    /// Tokens of the longest description
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub max_tokens: usize,
+    /// With beams: above 0 long descriptions gain, below they lose
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub length_exponent: f64,
+    /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: Device,
+    /// Print one JSON object a picture to stdout, with its file
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct InspectSimilarityArgs {
     /// CLIP, DINO or DINOv2 in transformers' layout: a folder, or OWNER/NAME[@REVISION] on the hub, such as
     /// openai/clip-vit-large-patch14 or facebook/dinov2-base
@@ -128,9 +163,82 @@ pub struct InspectSimilarityArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct InspectPromptsArgs {
+    /// A .gguf file of a chat model (Qwen3 or Llama 3), a folder with one, or OWNER/NAME[@REVISION] on the hub, such as
+    /// Qwen/Qwen3-4B-GGUF; with --endpoint what that calls its model
+    #[arg(long, value_name = "M")]
+    pub model: String,
+    /// Ask an endpoint that speaks OpenAI's chat completions, such as http://localhost:8000/v1, instead of a file
+    #[arg(long, value_name = "URL")]
+    pub endpoint: Option<String>,
+    /// Environment variable with the endpoint's key
+    #[arg(long, value_name = "NAME", default_value = "OPENAI_API_KEY", requires = "endpoint")]
+    pub key_variable: String,
+    /// A common noun; repeat for more
+    #[arg(long = "object", value_name = "NAME", required = true)]
+    pub objects: Vec<String>,
+    /// Scenes an object
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = RangedU64ValueParser::<usize>::new().range(1..=20))]
+    pub scenes: usize,
+    /// How freely words are drawn, 0 to 2
+    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    pub temperature: f64,
+    /// Tokens of the longest answer
+    #[arg(long, value_name = "N", default_value_t = 800, value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
+    pub max_tokens: usize,
+    /// Questions an object, until an answer is what was asked for
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = RangedU64ValueParser::<usize>::new().range(1..=20))]
+    pub tries: usize,
+    /// Seed of all random numbers
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Keep the answers in this folder, and ask only what is not there
+    #[arg(long, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: Device,
+}
+
+#[derive(Debug, Args)]
 pub struct InspectCheckpointArgs {
     /// A .safetensors file, or a folder that holds such files at any depth
     pub path: PathBuf,
+}
+
+/// Every picture is decoded, as training would; broken samples are named and do not change the exit code.
+#[derive(Debug, Args)]
+pub struct InspectDatasetArgs {
+    /// Folder of samples, .tar, or tars by a pattern such as `data/{00000..00099}.tar`; or a training config (.toml), of
+    /// which all sources are looked at by their own rules
+    pub place: String,
+    /// What a sample is [default: sets]
+    #[arg(long, value_enum)]
+    pub layout: Option<DatasetLayout>,
+    /// Read headers, captions and JSON alone: much faster, but what is broken behind its header goes unseen
+    #[arg(long)]
+    pub quick: bool,
+    /// Write a contact sheet with pictures, captions and all that is broken
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Sets of each source on the contact sheet
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    pub shown: usize,
+    /// Print one JSON object a source to stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DatasetLayout {
+    /// Strips of square pictures, or loose numbered pictures
+    Sets,
+    /// One picture a sample (img2dataset)
+    Single,
+    /// Folders of frames, or videos
+    Clips,
+    /// Folders of renders, one an object
+    Views,
 }
 
 /// A new picture is painted as `jedi sample` would, and the coupled self-attention is heard at one step.

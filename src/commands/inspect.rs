@@ -8,7 +8,10 @@ use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
 use super::models::{self, Part};
-use super::{inspect_attention, inspect_checkpoint, inspect_eps, inspect_objects, inspect_similarity};
+use super::{
+    inspect_attention, inspect_caption, inspect_checkpoint, inspect_dataset, inspect_eps, inspect_objects,
+    inspect_prompts, inspect_similarity,
+};
 use crate::cli::{InspectCommand, InspectTextArgs, InspectVaeArgs};
 use crate::data::{decode, tensor_from_images};
 use crate::device::Runtime;
@@ -22,10 +25,13 @@ pub fn run(command: InspectCommand) -> Result<()> {
         InspectCommand::Eps(args) => inspect_eps::run(args),
         InspectCommand::Text(args) => text(args),
         InspectCommand::Vae(args) => vae(args),
+        InspectCommand::Caption(args) => inspect_caption::run(&args),
+        InspectCommand::Prompts(args) => inspect_prompts::run(args),
         InspectCommand::Attention(args) => inspect_attention::run(&args),
         InspectCommand::Objects(args) => inspect_objects::run(&args),
         InspectCommand::Similarity(args) => inspect_similarity::run(&args),
         InspectCommand::Checkpoint(args) => inspect_checkpoint::run(args),
+        InspectCommand::Dataset(args) => inspect_dataset::run(&args),
     }
 }
 

@@ -1,20 +1,25 @@
 //! One file a verb: arguments and files become settings, the library does the work, `report` prints.
 
+mod contact_sheet;
 mod convert;
 mod doctor;
 mod downloads;
 mod eval;
 mod inspect;
 mod inspect_attention;
+mod inspect_caption;
 mod inspect_checkpoint;
+mod inspect_dataset;
 mod inspect_eps;
 mod inspect_objects;
+mod inspect_prompts;
 mod inspect_similarity;
 mod manual;
 pub mod models;
 mod pickle;
 mod preview;
 mod sample;
+mod sources;
 mod steering;
 mod synth_data;
 mod toybox_trials;

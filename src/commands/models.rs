@@ -9,7 +9,7 @@ use super::{downloads, pickle};
 use crate::invalid::{invalid, is_invalid};
 pub use crate::model::Part;
 use crate::model::family::has_two_text_encoders;
-use crate::model::hub::commit_of_snapshot;
+use crate::model::hub::{commit_of_snapshot, gguf_of};
 use crate::model::{Files, HubName, SingleFile, toybox};
 use crate::report;
 
@@ -86,6 +86,31 @@ fn find(name: &str, tokenizer: Option<&Path>, parts: &[Part]) -> Result<Files> {
         }
     }
     Ok(files)
+}
+
+/// Whether it can be a model's name at all: a path that is there, or a name as the hub has them.
+pub fn is_name(name: &str) -> bool {
+    Path::new(name).exists() || HubName::parse(name).is_some()
+}
+
+/// A language model's GGUF file: itself, the only one in a folder, or one of a model on the hub. `option` is what named it.
+pub fn language_model(option: &str, name: &str) -> Result<PathBuf> {
+    let path = Path::new(name);
+    if path.is_file() {
+        return Ok(path.to_owned());
+    }
+    let is_folder = path.is_dir();
+    let folder = if is_folder { path.to_owned() } else { from_hub(option, name, &[Part::Gguf])? };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(&folder)? {
+        files.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    let n_files = files.iter().filter(|file| file.ends_with(".gguf")).count();
+    // A cache may hold more sizes than the one that was downloaded now.
+    match gguf_of(&files).filter(|_| n_files == 1 || !is_folder) {
+        Some(file) => Ok(folder.join(file)),
+        None => Err(invalid(format!("{option} {name}: holds {n_files} .gguf files; name one file"))),
+    }
 }
 
 /// A whole model in one file.

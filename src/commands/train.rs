@@ -7,16 +7,18 @@ use anyhow::{Context as _, Result, bail};
 
 use super::models::{self, Part};
 use super::preview;
+use super::sources::{self, BrokenSamples};
 use crate::cli::TrainArgs;
-use crate::data::{DatasetSource, Layout, SetSource};
+use crate::data::{Mixture, SetSource};
 use crate::device::Runtime;
 use crate::interrupt::Interrupt;
 use crate::model::HubName;
 use crate::ops::{peak_resident_bytes, set_matmul_precision};
-use crate::synth::toybox::{HeldOutToys, ToyboxSource};
+use crate::synth::toybox::HeldOutToys;
+use crate::train::data_settings::SourceConfig;
 use crate::train::optimizer::Optimizer;
 use crate::train::plan::{MemoryPlan, TimePlan, duration, gigabytes};
-use crate::train::settings::{DataConfig, DataLayout, ValidationConfig};
+use crate::train::settings::ValidationConfig;
 use crate::train::trainer::Outcome;
 use crate::train::{AutoencoderObjective, Hooks, JointObjective, Objective, ObjectiveKind, StepReport, TrainConfig};
 use crate::{config, report, train};
@@ -33,7 +35,8 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let interrupt = Interrupt::install()?;
     set_matmul_precision(settings.run.matmul_precision);
 
-    let mut objective = objective(&on_disk, &runtime)?;
+    let broken = BrokenSamples::new(&out);
+    let mut objective = objective(&on_disk, &runtime, sources::mixture(&on_disk.data, &broken)?)?;
     objective.notices().iter().for_each(report::note);
     let plan = MemoryPlan::of(&settings, objective.as_mut(), &runtime.device)?;
     if args.dry_run {
@@ -64,6 +67,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
             is_interrupted: &|| interrupt.requested(),
         },
     )?;
+    broken.summary().into_iter().for_each(report::note);
     match outcome {
         Outcome::Finished => {
             if let Some(most) = peak_resident_bytes() {
@@ -94,9 +98,11 @@ fn tell_plan(settings: &TrainConfig, objective: &mut dyn Objective, memory: &Mem
     }
     let passes = n_dealt as f64 / steps.min(SAMPLED) as f64 * steps as f64 / n_sets as f64;
     let n_images = steps * settings.run.images_per_step as u64;
-    let source = &settings.data.source;
+    let sources = settings.data.all_sources();
+    let sources: Vec<&str> = sources.iter().map(SourceConfig::name).collect();
     report::result(format!(
-        "# data: {n_sets} sets in {source}; the run sees {n_images} images, each set about {passes:.1} times"
+        "# data: {n_sets} sets in {}; the run sees {n_images} images, each set about {passes:.1} times",
+        sources.join(", ")
     ))?;
     report::result(format!("# {}", memory.describe()))?;
     let mut optimizer = Optimizer::new(settings, objective.parameters())?;
@@ -133,41 +139,24 @@ fn downloaded(settings: &TrainConfig) -> Result<TrainConfig> {
     Ok(on_disk)
 }
 
-fn objective(settings: &TrainConfig, runtime: &Runtime) -> Result<Box<dyn Objective>> {
-    let source = source(&settings.data)?;
-    let toys = HeldOutToys { images: 4, size: settings.data.size };
+fn objective(settings: &TrainConfig, runtime: &Runtime, mixture: Mixture) -> Result<Box<dyn Objective>> {
+    let size = settings.data.size;
+    let toys = HeldOutToys { images: 4, size };
     Ok(match settings.objective {
-        ObjectiveKind::Autoencoder => Box::new(AutoencoderObjective::new(settings, runtime, source, &toys)?),
+        ObjectiveKind::Autoencoder => Box::new(AutoencoderObjective::new(settings, runtime, mixture, &toys)?),
         ObjectiveKind::Joint => {
             let mut validation: Vec<(String, Arc<dyn SetSource>)> = vec![];
             for ValidationConfig { name, source, layout } in &settings.validation {
-                let source =
-                    dataset(source, *layout, settings.data.size).with_context(|| format!("validation {name}"))?;
+                let source = SourceConfig { layout: *layout, ..SourceConfig::plain(source) };
+                let source = sources::open(&source, size).with_context(|| format!("validation {name}"))?;
                 validation.push((name.clone(), source));
             }
             if validation.is_empty() {
                 validation.push(("toys".to_owned(), Arc::new(toys)));
             }
-            Box::new(JointObjective::new(settings, runtime, source, validation)?)
+            Box::new(JointObjective::new(settings, runtime, mixture, validation)?)
         }
     })
-}
-
-fn dataset(place: &str, layout: DataLayout, size: u32) -> Result<Arc<dyn SetSource>> {
-    let layout = match layout {
-        DataLayout::Sets => Layout::Sets,
-        DataLayout::Single => Layout::Single,
-    };
-    Ok(Arc::new(DatasetSource::open(place, layout, size)?))
-}
-
-fn source(data: &DataConfig) -> Result<Arc<dyn SetSource>> {
-    match data.source.as_str() {
-        "toybox" => {
-            Ok(Arc::new(ToyboxSource { seed: data.seed, sets: data.sets, images: data.images, size: data.size }))
-        }
-        place => dataset(place, data.layout, data.size),
-    }
 }
 
 /// A bar on a terminal; elsewhere a line every hundred steps.

@@ -7,6 +7,8 @@ use std::io::Cursor;
 use anyhow::{Context, Result, bail, ensure};
 use image::{DynamicImage, GrayImage, ImageFormat, RgbImage, imageops};
 
+use super::captions::CaptionRule;
+use super::cut::{Region, part};
 use super::{ImageSet, decode, middle_square};
 
 /// Name behind the sample's key (`png`, `txt`, `0.mask.png`) → bytes.
@@ -47,26 +49,40 @@ fn picture_number(suffix: &str) -> Option<usize> {
 }
 
 /// The set that a sample's files make up. Errors name the file by its ending; the caller puts the sample in front.
-pub fn set_from_members(key: &str, members: &Members, layout: Layout) -> Result<ImageSet> {
+pub fn set_from_members(key: &str, members: &Members, layout: Layout, rule: &CaptionRule) -> Result<ImageSet> {
     let suffixes: Vec<&str> = members.keys().map(String::as_str).collect();
-    let images = match layout {
-        Layout::Sets => pictures_of_set(members, &suffixes)?,
-        Layout::Single => vec![middle_square(&picture(members, one_picture(&suffixes)?)?)],
-    };
+    let mut images = vec![];
+    for (picture, regions) in pictures(members, layout)? {
+        images.extend(regions.into_iter().map(|region| part(&picture, region.middle_square())));
+    }
     let bytes = |suffix: &str| members.get(suffix).map(Vec::as_slice);
-    let captions = caption_texts(bytes("txt"), images.len(), layout)?;
+    let metadata = metadata(bytes("json"))?;
+    let from_file = || caption_texts(bytes("txt"), images.len(), layout);
+    let captions = rule.captions(key, &metadata, images.len(), from_file)?;
     check_mask_names(&suffixes, images.len())?;
     let masks = masks(members, &images)?;
-    Ok(ImageSet { key: key.to_owned(), images, captions, masks, metadata: metadata(bytes("json"))? })
+    Ok(ImageSet { key: key.to_owned(), images, captions, masks, metadata })
 }
 
-fn pictures_of_set(members: &Members, suffixes: &[&str]) -> Result<Vec<RgbImage>> {
-    let loose = loose_pictures(suffixes)?;
-    if loose.is_empty() {
-        let suffix = one_picture(suffixes)?;
-        return squares(&picture(members, suffix)?).with_context(|| format!(".{suffix}"));
+/// A sample's picture files, decoded, and where in each the pictures of the set lie, in order.
+pub fn pictures(members: &Members, layout: Layout) -> Result<Vec<(RgbImage, Vec<Region>)>> {
+    let suffixes: Vec<&str> = members.keys().map(String::as_str).collect();
+    let loose = if layout == Layout::Sets { loose_pictures(&suffixes)? } else { vec![] };
+    if !loose.is_empty() || layout == Layout::Single {
+        let files = if loose.is_empty() { vec![one_picture(&suffixes)?] } else { loose };
+        let whole = |suffix: &str| {
+            let picture = picture(members, suffix)?;
+            let region = Region::all(&picture);
+            Ok((picture, vec![region]))
+        };
+        return files.into_iter().map(whole).collect();
     }
-    loose.into_iter().map(|suffix| Ok(middle_square(&picture(members, suffix)?))).collect()
+    let suffix = one_picture(&suffixes)?;
+    let strip = picture(members, suffix)?;
+    let (side, height) = strip.dimensions();
+    let n_images = strip_length(side, height).with_context(|| format!(".{suffix}"))?;
+    let square = |idx| Region { x: 0, y: idx * side, width: side, height: side };
+    Ok(vec![(strip, (0..n_images).map(square).collect())])
 }
 
 /// The endings of a set's loose pictures in order; empty for a strip.
@@ -93,13 +109,6 @@ pub fn one_picture<'a>(suffixes: &[&'a str]) -> Result<&'a str> {
 fn picture(members: &Members, suffix: &str) -> Result<RgbImage> {
     // What was changed on the way (alpha, depth) is of no use to anyone in a data set of thousands.
     Ok(decode(&members[suffix]).with_context(|| format!(".{suffix}"))?.image)
-}
-
-/// The squares of a strip, from top to bottom.
-fn squares(strip: &RgbImage) -> Result<Vec<RgbImage>> {
-    let (side, height) = strip.dimensions();
-    let crop = |idx| imageops::crop_imm(strip, 0, idx * side, side, side).to_image();
-    Ok((0..strip_length(side, height)?).map(crop).collect())
 }
 
 /// n, the pictures of a strip of this width and height.
@@ -145,6 +154,14 @@ pub fn check_mask_names(suffixes: &[&str], n_images: usize) -> Result<()> {
         None => Ok(()),
         Some(idx) => bail!(".{}: is missing; there must be masks for all pictures or none", mask_name(idx)),
     }
+}
+
+/// The mask of picture `idx`, as large as it is stored; None: there is none.
+pub fn mask(members: &Members, idx: usize) -> Result<Option<GrayImage>> {
+    let name = mask_name(idx);
+    let Some(bytes) = members.get(&name) else { return Ok(None) };
+    let decoded = decode(bytes).with_context(|| format!(".{name}"))?.image;
+    Ok(Some(DynamicImage::ImageRgb8(decoded).into_luma8()))
 }
 
 fn masks(members: &Members, images: &[RgbImage]) -> Result<Vec<GrayImage>> {
@@ -221,8 +238,12 @@ mod tests {
         files.iter().map(|(suffix, bytes)| (suffix.to_string(), bytes.clone())).collect()
     }
 
+    fn read(members: &Members, layout: Layout) -> Result<ImageSet> {
+        set_from_members("a", members, layout, &CaptionRule::File)
+    }
+
     fn refusal(files: &[(&str, Vec<u8>)]) -> String {
-        format!("{:#}", set_from_members("a", &members(files), Layout::Sets).unwrap_err())
+        format!("{:#}", read(&members(files), Layout::Sets).unwrap_err())
     }
 
     fn assert_same(a: &ImageSet, b: &ImageSet) {
@@ -236,12 +257,12 @@ mod tests {
     fn a_strip_comes_back_as_it_was_written() {
         for n in 1..4 {
             let mut set = set(n);
-            assert_same(&set_from_members("a", &members_from_set(&set).unwrap(), Layout::Sets).unwrap(), &set);
+            assert_same(&read(&members_from_set(&set).unwrap(), Layout::Sets).unwrap(), &set);
             set.masks = (0..n)
                 .map(|idx| GrayImage::from_fn(20, 20, |x, y| image::Luma([(x * y) as u8 / 2 + idx as u8])))
                 .collect();
             set.metadata = serde_json::json!({"subject": {"seed": u64::MAX}});
-            assert_same(&set_from_members("a", &members_from_set(&set).unwrap(), Layout::Sets).unwrap(), &set);
+            assert_same(&read(&members_from_set(&set).unwrap(), Layout::Sets).unwrap(), &set);
         }
     }
 
@@ -256,7 +277,7 @@ mod tests {
             })
             .collect();
         files.push(("txt".to_owned(), [""; 11].join(CAPTION_SEPARATOR).into_bytes()));
-        let set = set_from_members("a", &files.into_iter().collect(), Layout::Sets).unwrap();
+        let set = read(&files.into_iter().collect(), Layout::Sets).unwrap();
         for (idx, image) in set.images.iter().enumerate() {
             assert_eq!(image.dimensions(), ((20 + idx as u32).min(24), (20 + idx as u32).min(24)));
             assert_eq!(image.get_pixel(0, 0).0, [idx as u8; 3]);
@@ -268,7 +289,7 @@ mod tests {
     fn single_pictures_may_have_any_shape() {
         let files =
             members(&[("jpg", png(picture(30, 20).into()).unwrap()), ("txt", b" one <|split|> two\n".to_vec())]);
-        let set = set_from_members("a", &files, Layout::Single).unwrap();
+        let set = read(&files, Layout::Single).unwrap();
         assert_eq!((set.images.len(), set.images[0].dimensions()), (1, (20, 20)));
         assert_eq!(set.captions, ["one <|split|> two"]);
     }
@@ -300,7 +321,7 @@ mod tests {
         let mut set = set(2);
         set.masks = vec![GrayImage::new(20, 20); 2];
         let whole = members_from_set(&set).unwrap();
-        let refusal = |members: &Members| format!("{:#}", set_from_members("a", members, Layout::Sets).unwrap_err());
+        let refusal = |members: &Members| format!("{:#}", read(members, Layout::Sets).unwrap_err());
         let mut without = whole.clone();
         without.remove("1.mask.png");
         assert!(refusal(&without).starts_with(".1.mask.png: is missing"));

@@ -1,4 +1,5 @@
-//! WebDataset shards: tars whose members are samples' files, those of a sample adjacent. Indexed once, read lazily.
+//! WebDataset shards: tars whose members are samples' files, those of a sample adjacent. Indexed once by their headers, read
+//! lazily, so that a shard may be larger than memory.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::Members;
-use super::members::{is_picture, split_name};
+use super::members::split_name;
 use crate::whole_file::{UNFINISHED, temporary_name};
 
 /// Where one member's bytes lie in its tar.
@@ -57,27 +58,52 @@ impl TarSample {
     }
 }
 
-/// The samples with a picture in the tar at `path`, in the tar's order.
-pub fn index(path: &Path) -> Result<Vec<TarSample>> {
-    index_file(path).with_context(|| path.display().to_string())
+/// What a tar holds.
+#[derive(Debug, Default)]
+pub struct TarIndex {
+    /// The samples that are whole, in the tar's order.
+    pub samples: Vec<TarSample>,
+    /// Why there may have been more; None: the tar is whole.
+    pub fault: Option<String>,
 }
 
-fn index_file(path: &Path) -> Result<Vec<TarSample>> {
-    let file = File::open(path)?;
+/// The samples of the tar at `path` that have a file whose ending `is_wanted`. A tar that is cut off gives those before the
+/// cut; one that is none is an error.
+pub fn index(path: &Path, is_wanted: fn(&str) -> bool) -> Result<TarIndex> {
+    let mut index = index_file(path).with_context(|| path.display().to_string())?;
+    index.samples.retain(|sample| sample.extents.iter().any(|extent| is_wanted(&extent.suffix)));
+    Ok(index)
+}
+
+fn index_file(path: &Path) -> Result<TarIndex> {
+    const NO_TAR: &str = "is no tar, or a compressed or broken one; unpack it or make it again";
+    let mut file = File::open(path).context("cannot be read")?;
     let length = file.metadata()?.len();
+    let is_ended = ends_with_zeros(&mut file, length)?;
     let mut archive = tar::Archive::new(BufReader::new(file));
     let mut samples: Vec<TarSample> = vec![];
     let mut keys = HashSet::new();
-    let entries = archive.entries_with_seek()?;
-    for entry in entries {
-        let entry = entry.context("is no tar, or a compressed or broken one; unpack it or make it again")?;
+    let mut is_first = true;
+    for entry in archive.entries_with_seek()? {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) if is_first => return Err(error).context(NO_TAR),
+            Err(error) => {
+                let last = samples.last().map_or(String::new(), |sample| sample.key.clone());
+                return Ok(TarIndex { samples, fault: Some(format!("broken behind sample {last}: {error}; {AGAIN}")) });
+            }
+        };
+        is_first = false;
         if !entry.header().entry_type().is_file() {
             continue;
         }
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         let Some((key, suffix)) = split_name(name.trim_start_matches("./")) else { continue };
         let extent = Extent { suffix: suffix.into(), offset: entry.raw_file_position(), bytes: entry.size() };
-        ensure!(extent.bytes <= length.saturating_sub(extent.offset), "cut off in {name}; copy or download it again");
+        if extent.bytes > length.saturating_sub(extent.offset) {
+            samples.pop_if(|sample| sample.key == key);
+            return Ok(TarIndex { samples, fault: Some(format!("cut off in {name}; {AGAIN}")) });
+        }
         match samples.last_mut() {
             Some(sample) if sample.key == key => sample.extents.push(extent),
             _ => {
@@ -89,8 +115,23 @@ fn index_file(path: &Path) -> Result<Vec<TarSample>> {
             }
         }
     }
-    samples.retain(|sample| sample.extents.iter().any(|extent| is_picture(&extent.suffix)));
-    Ok(samples)
+    ensure!(!is_first || is_ended, NO_TAR);
+    // If the last sample is not whole, reading it tells.
+    let fault = (!is_ended).then(|| format!("has no end mark, so it may be cut off between two files; {AGAIN}"));
+    Ok(TarIndex { samples, fault })
+}
+
+const AGAIN: &str = "copy or download it again";
+
+/// Whether the last block is empty, as a tar's is.
+fn ends_with_zeros(file: &mut File, length: u64) -> Result<bool> {
+    let mut block = [1; 512];
+    if length >= 512 {
+        file.seek(SeekFrom::Start(length - 512))?;
+        file.read_exact(&mut block)?;
+        file.rewind()?;
+    }
+    Ok(block.iter().all(|&byte| byte == 0))
 }
 
 /// Expands `{00000..00099}` (numbers as wide as the first) in a path; several braces give all combinations.
@@ -191,6 +232,7 @@ pub fn tars_in(folder: &Path) -> Result<Vec<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::members::is_picture;
 
     fn members(text: &str) -> Members {
         [("png", text), ("txt", "a caption"), ("json", "{}")]
@@ -207,8 +249,14 @@ mod tests {
         (folder, path)
     }
 
+    fn samples(path: &Path) -> Vec<TarSample> {
+        let TarIndex { samples, fault } = index(path, is_picture).unwrap();
+        assert_eq!(fault, None);
+        samples
+    }
+
     fn refusal(path: &Path) -> String {
-        format!("{:#}", index(path).unwrap_err())
+        format!("{:#}", index(path, is_picture).unwrap_err())
     }
 
     #[test]
@@ -216,7 +264,7 @@ mod tests {
         let long = "folder/".repeat(30) + "b";
         let keys = ["z", long.as_str(), "c"];
         let (_folder, path) = written(&keys);
-        let samples = index(&path).unwrap();
+        let samples = samples(&path);
         assert_eq!(samples.iter().map(|sample| sample.key.as_str()).collect::<Vec<_>>(), keys);
         for idx in [2, 0, 1] {
             assert_eq!(samples[idx].read(&path).unwrap(), members(keys[idx]));
@@ -231,20 +279,38 @@ mod tests {
         writer.push("a", &[("txt".to_owned(), vec![])].into()).unwrap();
         writer.push("b", &members("b")).unwrap();
         writer.finish().unwrap();
-        assert_eq!(index(&path).unwrap().len(), 1);
+        assert_eq!(samples(&path).len(), 1);
     }
 
     #[test]
-    fn broken_tars_are_refused() {
-        let (_folder, path) = written(&["a", "b"]);
+    fn a_tar_that_is_cut_off_gives_what_is_whole_and_tells_where_it_ends() {
+        let (_folder, path) = written(&["a", "b", "c"]);
         let whole = fs::read(&path).unwrap();
-        // The last member (b.txt) has its header at 5·1024 and its nine bytes behind it.
-        fs::write(&path, &whole[..5 * 1024 + 512 + 3]).unwrap();
-        assert!(refusal(&path).contains("0.tar: cut off in b.txt"), "{}", refusal(&path));
-        fs::write(&path, [7u8; 2000]).unwrap();
-        assert!(refusal(&path).contains("0.tar: is no tar"), "{}", refusal(&path));
+        // Of each sample: json, png, txt, a header of 512 bytes and a block of contents each.
+        for (length, n_whole, fault) in [
+            (5 * 1024 + 512 + 3, 1, "cut off in b.txt; copy or download it again"),
+            (6 * 1024 + 512 + 1, 2, "cut off in c.json"),
+            (6 * 1024, 2, "has no end mark"),
+            (7 * 1024 + 99, 2, "broken behind sample c: "),
+        ] {
+            fs::write(&path, &whole[..length]).unwrap();
+            let index = index(&path, is_picture).unwrap();
+            let keys: Vec<&str> = index.samples.iter().map(|sample| sample.key.as_str()).collect();
+            assert!(keys.len() <= n_whole && keys == ["a", "b", "c"][..keys.len()], "{length}: {keys:?}");
+            assert!(index.fault.as_ref().is_some_and(|told| told.contains(fault)), "{length}: {:?}", index.fault);
+        }
+    }
+
+    #[test]
+    fn what_is_no_tar_is_refused() {
+        let (_folder, path) = written(&["a", "b"]);
+        for bytes in [vec![7u8; 2000], vec![]] {
+            fs::write(&path, bytes).unwrap();
+            assert!(refusal(&path).contains("0.tar: is no tar"), "{}", refusal(&path));
+        }
         let (_folder, path) = written(&["a", "b", "a"]);
         assert!(refusal(&path).contains("the files of sample a are not side by side"));
+        assert!(refusal(Path::new("/no/such/0.tar")).starts_with("/no/such/0.tar: cannot be read"));
     }
 
     #[test]

@@ -17,9 +17,10 @@ pub fn tensor_from_images(images: &[RgbImage], device: &Device) -> Result<Tensor
             let (other_width, other_height) = image.dimensions();
             bail!("pictures of {width}×{height} and {other_width}×{other_height} do not fit in one tensor");
         }
-        for (idx, pixel) in image.pixels().enumerate() {
-            for (channel, &value) in pixel.0.iter().enumerate() {
-                planes[channel * area + idx] = f32::from(value) / 127.5 - 1.0;
+        // Channel by channel: of this loop the compiler makes vectors, of one over pixels it does not.
+        for (channel, plane) in planes.chunks_exact_mut(area).enumerate() {
+            for (value, pixel) in plane.iter_mut().zip(image.as_raw().chunks_exact(3)) {
+                *value = f32::from(pixel[channel]) / 127.5 - 1.0;
             }
         }
     }

@@ -2,6 +2,7 @@
 //! look at pictures, in transformers' layout.
 
 pub mod adapters;
+pub mod blip;
 pub mod conditions;
 pub mod config;
 pub mod convert;
@@ -24,6 +25,7 @@ pub mod clip_image;
 mod clip_layer;
 pub mod dino;
 pub mod grounding_dino;
+pub mod language;
 pub mod layers;
 mod patches;
 pub mod prompts;

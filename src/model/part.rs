@@ -15,6 +15,8 @@ pub enum Part {
     Scheduler,
     /// A network at the top of its folder, with what goes with it: transformers' layout.
     Network,
+    /// A language model in one GGUF file.
+    Gguf,
 }
 
 impl Part {
@@ -30,6 +32,8 @@ impl Part {
             Part::Tokenizer => &["tokenizer/vocab.json", "tokenizer/tokenizer.json"],
             Part::Scheduler => &["scheduler/scheduler_config.json"],
             Part::Network => &["config.json"],
+            // Its name is its own affair.
+            Part::Gguf => &[],
         }
     }
 
@@ -38,7 +42,7 @@ impl Part {
         match self {
             Part::TextEncoder => Some(&["text_encoder_2/config.json"]),
             Part::Tokenizer => Some(&["tokenizer_2/vocab.json", "tokenizer_2/tokenizer.json"]),
-            Part::Unet | Part::Vae | Part::Scheduler | Part::Network => None,
+            Part::Unet | Part::Vae | Part::Scheduler | Part::Network | Part::Gguf => None,
         }
     }
 
@@ -51,6 +55,7 @@ impl Part {
             Part::Tokenizer => "the tokenizer (give --tokenizer DIR)",
             Part::Scheduler => "the noise schedule",
             Part::Network => "a network in transformers' layout",
+            Part::Gguf => "a language model (.gguf)",
         }
     }
 

@@ -8,6 +8,7 @@ use super::patience::{Patience, answers};
 use super::settings::Common;
 use super::stage::{CaptionAsk, Stage};
 use super::tool::Tools;
+use crate::model::blip::Search;
 
 /// Goes up when this stage answers otherwise from the same models.
 pub const VERSION: u32 = 1;
@@ -16,13 +17,23 @@ pub const VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CaptionSettings {
-    /// `prompt`: the scene that the picture was painted from, with its style; else a model that describes pictures.
+    /// `prompt`: the scene that the picture was painted from, with its style; else a model that describes pictures: BLIP or
+    /// BLIP-2, a folder or its name on the hub.
     pub model: String,
+    /// Of such a model: words that each caption begins with.
+    pub starts_with: String,
+    /// Likewise: captions followed side by side, 1: greedy.
+    pub beams: usize,
+    /// Likewise: tokens of the longest caption.
+    pub max_tokens: usize,
+    /// Likewise, with beams: above 0 long captions gain, below they lose.
+    pub length_exponent: f64,
 }
 
 impl Default for CaptionSettings {
     fn default() -> Self {
-        Self { model: "prompt".into() }
+        let Search { beams, max_new_tokens, length_exponent } = Search::default();
+        Self { model: "prompt".into(), starts_with: String::new(), beams, max_tokens: max_new_tokens, length_exponent }
     }
 }
 

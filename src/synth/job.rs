@@ -106,8 +106,7 @@ impl Job {
         if let Value::Object(tables) = self.config.as_json()? {
             for (table, settings) in tables {
                 let Value::Object(settings) = settings else { continue };
-                // Memory changes the order of the work, not its result.
-                let own = settings.into_iter().filter(|(name, _)| name != "memory_gb");
+                let own = settings.into_iter().filter(|(name, _)| !SynthConfig::is_only_how(&table, name));
                 manifest.extend(own.map(|(name, value)| (format!("{table}.{name}"), value)));
             }
         }

@@ -5,6 +5,7 @@ use anyhow::{Result, anyhow, bail};
 use super::draft::Draft;
 use super::settings::Common;
 use super::stage::Answers;
+use crate::interrupt::is_interrupted;
 use crate::invalid::is_invalid;
 
 /// From so many asks on that all failed, the model is taken to be broken rather than the asks.
@@ -28,7 +29,7 @@ impl Patience {
 }
 
 /// One answer an ask; those that failed have been asked a few times more. The `Err` of the whole means that going on has no
-/// sense: a setting is wrong, or nothing at all succeeds.
+/// sense: a setting is wrong, nothing at all succeeds, or somebody asked to stop.
 pub fn answers<A: Copy, T>(
     model: &str,
     patience: Patience,
@@ -61,7 +62,8 @@ fn call<A, T>(model: &str, asks: &[A], ask: &mut dyn FnMut(&[A]) -> Answers<T>) 
     if answers.len() != asks.len() {
         bail!("{model}: {} answers to {} asks", answers.len(), asks.len());
     }
-    match answers.iter().position(|answer| answer.as_ref().is_err_and(is_invalid)) {
+    let ends_the_run = |error: &anyhow::Error| is_invalid(error) || is_interrupted(error);
+    match answers.iter().position(|answer| answer.as_ref().is_err_and(ends_the_run)) {
         Some(at) => answers.into_iter().nth(at).unwrap_or_else(|| unreachable!("just found")).map(|_| vec![]),
         None => Ok(answers),
     }
@@ -72,6 +74,7 @@ mod tests {
     use anyhow::anyhow;
 
     use super::*;
+    use crate::interrupt::Interrupt;
     use crate::invalid::invalid;
 
     fn patience(retries: usize) -> Patience {
@@ -123,5 +126,15 @@ mod tests {
         });
         assert!(is_invalid(&outcome.unwrap_err()));
         assert_eq!(n_calls, 1);
+    }
+
+    #[test]
+    fn asks_that_were_broken_off_have_not_failed() {
+        let interrupt = Interrupt::default();
+        interrupt.request();
+        let outcome = answers("m", patience(5), &[1, 2], &mut |asks: &[i32]| {
+            asks.iter().map(|&ask| if ask == 1 { Ok(1) } else { interrupt.check().map(|()| ask) }).collect()
+        });
+        assert!(is_interrupted(&outcome.unwrap_err()));
     }
 }

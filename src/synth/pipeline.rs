@@ -19,6 +19,7 @@ use super::stage::Stage;
 use super::tool::Tools;
 use super::yields::Yield;
 use super::{affinity, caption, collage, compose, instances, prompts, score, stylise};
+use crate::interrupt::is_interrupted;
 use crate::whole_file::target_name;
 
 /// A stage of a batch is done.
@@ -193,8 +194,10 @@ impl Run<'_, '_> {
                 return Ok(false);
             }
             let start = Instant::now();
-            run_stage(&self.job.config, stage, self.tools, &mut drafts)
-                .with_context(|| format!("shard {}, stage {}", shard.number, stage.name()))?;
+            match run_stage(&self.job.config, stage, self.tools, &mut drafts) {
+                Err(error) if is_interrupted(&error) => return Ok(false),
+                outcome => outcome.with_context(|| format!("shard {}, stage {}", shard.number, stage.name()))?,
+            }
             let head = Head {
                 fingerprint: self.fingerprints[&stage].clone(),
                 numbers: numbers.to_vec(),

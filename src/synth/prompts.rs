@@ -18,17 +18,34 @@ pub const VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PromptSettings {
-    /// `grammar`, or a language model.
+    /// `grammar`; `endpoint`, the one of the table `[endpoint]`; else a language model: a .gguf file, a folder with one, or its
+    /// name on the hub.
     pub model: String,
     /// `nouns`: about 2,000 that ship with the program; `toybox`: the twelve kinds of toys; else a file, a name a line.
     pub objects: String,
     /// Of the grammar: `any`, or `toybox`: the twelve places and the wordings that the embedded model knows.
     pub scenes: String,
+    /// Of a language model or an endpoint: how freely words are drawn, 0 to 2.
+    pub temperature: f64,
+    /// Likewise: tokens of the longest answer.
+    pub max_tokens: usize,
+    /// Likewise: questions an object, until an answer is what was asked for.
+    pub tries: usize,
+    /// Likewise: folder where answers are kept, so that nothing is asked twice; empty: `answers` among the unfinished work.
+    pub answers: String,
 }
 
 impl Default for PromptSettings {
     fn default() -> Self {
-        Self { model: "grammar".into(), objects: "nouns".into(), scenes: "any".into() }
+        Self {
+            model: "grammar".into(),
+            objects: "nouns".into(),
+            scenes: "any".into(),
+            temperature: 0.8,
+            max_tokens: 800,
+            tries: 3,
+            answers: String::new(),
+        }
     }
 }
 

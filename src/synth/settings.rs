@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::affinity::AffinitySettings;
 use super::caption::CaptionSettings;
+use super::chat::EndpointSettings;
 use super::collage::CollageSettings;
 use super::compose::ComposeSettings;
 use super::embedded::NOUNS;
@@ -19,6 +20,9 @@ use super::stylise::StyliseSettings;
 use super::toybox::Kind;
 use super::{affinity, caption, collage, compose, instances, prompts, score, stylise};
 use crate::invalid::invalid;
+
+/// The name of [`SynthConfig::endpoint`] among the models of the prompts.
+pub const ENDPOINT: &str = "endpoint";
 
 /// All that the sets depend on, and how they are worked on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -42,6 +46,8 @@ pub struct SynthConfig {
     pub caption: CaptionSettings,
     /// Stage 8.
     pub score: ScoreSettings,
+    /// Where prompts are asked for if `prompts.model` is `endpoint`.
+    pub endpoint: EndpointSettings,
 }
 
 /// What all stages share.
@@ -101,6 +107,10 @@ impl SynthConfig {
             ("sets.batch", sets.batch as u64, 10_000),
             ("instances.max_instances", self.instances.max_instances as u64, 250),
             ("compose.steps", self.compose.steps as u64, 1000),
+            ("prompts.max_tokens", self.prompts.max_tokens as u64, 100_000),
+            ("prompts.tries", self.prompts.tries as u64, 20),
+            ("caption.beams", self.caption.beams as u64, 64),
+            ("caption.max_tokens", self.caption.max_tokens as u64, 1000),
         ] {
             if !(1..=most).contains(&value) {
                 return Err(invalid(format!("{name} = {value}: must lie in [1, {most}]")));
@@ -140,6 +150,15 @@ impl SynthConfig {
             if !(value.is_finite() && value >= 0.0) {
                 return Err(invalid(format!("{name} = {value}: must be a number, 0 or more")));
             }
+        }
+        if !(0.0..=2.0).contains(&self.prompts.temperature) {
+            return Err(invalid(format!("prompts.temperature = {}: must lie in [0, 2]", self.prompts.temperature)));
+        }
+        if !self.caption.length_exponent.is_finite() {
+            return Err(invalid(format!(
+                "caption.length_exponent = {}: must be a number",
+                self.caption.length_exponent
+            )));
         }
         if !self.collage.prompt.contains("{prompt}") && !self.collage.prompt.contains("{object}") {
             return Err(invalid("collage.prompt: names neither {prompt} nor {object}; say where they stand"));
@@ -196,7 +215,10 @@ impl SynthConfig {
             Stage::Prompts => {
                 let common =
                     json!([sets.seed, sets.batch, sets.sets_per_shard, sets.max_images, sets.sets_per_collage]);
-                json!([common, self.prompts, self.objects()?])
+                // Where answers are kept decides none of them.
+                let own = PromptSettings { answers: String::new(), ..self.prompts.clone() };
+                let endpoint = (own.model == ENDPOINT).then_some(&self.endpoint.model);
+                json!([common, own, self.objects()?, endpoint])
             }
             Stage::Collage => json!(self.collage),
             Stage::Instances => json!([self.instances, sets.min_images]),
@@ -214,6 +236,16 @@ impl SynthConfig {
         let (score, affinity) = (&self.score, &self.affinity);
         [(&score.model, &affinity.model), (&score.copies_model, &affinity.copies_model)]
             .map(|(own, usual)| if own.is_empty() { usual.as_str() } else { own.as_str() })
+    }
+
+    /// Whether a setting changes how the work is done, but not what it makes.
+    pub fn is_only_how(table: &str, name: &str) -> bool {
+        match table {
+            "sets" => name == "memory_gb",
+            "prompts" => name == "answers",
+            ENDPOINT => name != "model",
+            _ => false,
+        }
     }
 
     /// The same settings, read again: what is written beside the data.
@@ -240,6 +272,8 @@ mod tests {
         assert!(refusal(|c| c.compose.min_scale = 0.9).contains("is more than compose.max_scale"));
         assert!(refusal(|c| c.collage.prompt = "a cat".into()).starts_with("collage.prompt: "));
         assert!(refusal(|c| c.sets.memory_gb = -1.0).starts_with("sets.memory_gb = -1: "));
+        assert!(refusal(|c| c.prompts.temperature = 2.5).starts_with("prompts.temperature = 2.5: "));
+        assert!(refusal(|c| c.caption.beams = 0).starts_with("caption.beams = 0: "));
     }
 
     #[test]
@@ -283,5 +317,23 @@ mod tests {
             let is_same = config.of_stage(stage).unwrap() == other.of_stage(stage).unwrap();
             assert_eq!(is_same, stage != Stage::Affinity);
         }
+    }
+
+    #[test]
+    fn of_an_endpoint_that_is_asked_the_model_counts_and_its_place_and_patience_do_not() {
+        let mut config = SynthConfig::default();
+        let prompts = |config: &SynthConfig| config.of_stage(Stage::Prompts).unwrap();
+        let with_grammar = prompts(&config);
+        config.endpoint.model = "small".into();
+        assert_eq!(prompts(&config), with_grammar);
+        config.prompts.model = ENDPOINT.into();
+        let asked = prompts(&config);
+        config.endpoint.timeout_secs += 1;
+        config.endpoint.url = "http://elsewhere/v1".into();
+        config.prompts.answers = "elsewhere".into();
+        assert_eq!(prompts(&config), asked);
+        config.endpoint.model = "large".into();
+        assert_ne!(prompts(&config), asked);
+        assert!(SynthConfig::is_only_how("endpoint", "tries") && !SynthConfig::is_only_how("prompts", "tries"));
     }
 }

@@ -60,7 +60,8 @@ impl Stage {
 }
 
 /// One answer an ask, in the order of the asks. An error is about that ask alone (the endpoint refused, the picture cannot be
-/// read): it is asked again, then given up and counted. Only an error made by `invalid` ends the run.
+/// read): it is asked again, then given up and counted. Only an error made by `invalid` or by [`crate::interrupt::Interrupt::check`] ends
+/// the run.
 pub type Answers<T> = Vec<Result<T>>;
 
 /// Writes prompts: a grammar, a language model, an endpoint.

@@ -20,6 +20,8 @@ pub struct Model {
     pub memory_bytes: u64,
     /// Still to be downloaded, in bytes.
     pub missing_bytes: u64,
+    /// It is asked over the network.
+    pub is_elsewhere: bool,
 }
 
 impl Model {

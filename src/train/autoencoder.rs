@@ -1,18 +1,16 @@
 //! Objective `autoencoder`: a small VAE that keeps outlines, with latents near the standard normal.
 
-use std::sync::Arc;
-
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 
-use super::data_check::{Pictures, check_sets};
+use super::data_check::{Pictures, check_mixture, n_images_of_first};
 use super::objective::{ModelWriter, Objective, Weights, component, frozen, merge};
 use super::patterns::{check_freeze, freeze};
 use super::plan::{Footprint, total_bytes};
 use super::settings::{AutoencoderConfig, TrainConfig};
 use super::share::{Share, set_rng};
 use super::whitening::whitened;
-use crate::data::{Loader, LoaderSettings, SetSource, tensor_from_images};
+use crate::data::{Feed, FeedSettings, Mixture, NothingKnown, SetSource, tensor_from_images};
 use crate::device::Runtime;
 use crate::model::params::{NamedVars, Params};
 use crate::model::vae::Moments;
@@ -35,12 +33,11 @@ pub struct AutoencoderObjective {
     vars: NamedVars,
     /// What is built and written, but not trained.
     frozen: Weights,
-    source: Arc<dyn SetSource>,
-    loader: Loader,
-    images_per_set: usize,
+    feed: Feed,
     /// Side of the pictures in pixels.
     size: u32,
     validation: Tensor,
+    notices: Vec<String>,
 }
 
 impl AutoencoderObjective {
@@ -48,7 +45,7 @@ impl AutoencoderObjective {
     pub fn new(
         config: &TrainConfig,
         runtime: &Runtime,
-        source: Arc<dyn SetSource>,
+        sources: impl Into<Mixture>,
         validation: &dyn SetSource,
     ) -> Result<Self> {
         let architecture = Files::Folder(config.model.architecture.clone());
@@ -66,13 +63,14 @@ impl AutoencoderObjective {
         merge(&mut vars, "vae", own);
         merge(&mut frozen, "vae", params.frozen());
         check_freeze(&config.model.freeze, &vars, &frozen)?;
-        let images_per_set = source.read(0)?.images.len();
-        check_sets(source.as_ref(), Pictures::Exactly(images_per_set), None)?;
-        let settings = LoaderSettings {
-            seed: config.seed,
-            images_per_step: config.run.images_per_step,
-            set_sizes: vec![images_per_set],
-        };
+        let mut mixture: Mixture = sources.into();
+        for mixed in mixture.sources.iter_mut().filter(|mixed| mixed.set_sizes.is_none()) {
+            mixed.set_sizes = Some(vec![n_images_of_first(mixed.source.as_ref())?]);
+        }
+        let notices = check_mixture(&mixture, |mixed| Pictures::of(mixed.set_sizes(&[])), None)?;
+        let loader = mixture.loader(config.seed, config.run.images_per_step, &[])?;
+        let settings = FeedSettings { seed: config.seed, size: config.data.size };
+        let feed = Feed::new(mixture, loader, settings, NothingKnown);
         let mut held_out = Vec::new();
         for set_idx in 0..validation.n_sets() {
             if held_out.len() >= VALIDATION_IMAGES {
@@ -90,10 +88,9 @@ impl AutoencoderObjective {
             vae,
             vars,
             frozen,
-            loader: Loader::new(settings, source.n_sets())?,
-            source,
-            images_per_set,
+            feed,
             size: config.data.size,
+            notices,
             validation: tensor_from_images(&held_out, &runtime.device)?,
         })
     }
@@ -130,12 +127,16 @@ impl Objective for AutoencoderObjective {
         &self.vars
     }
 
+    fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
     fn shape(&mut self, step: u64) -> SetShape {
-        self.loader.plan(step).shape
+        self.feed.plan(step).shape
     }
 
     fn fewest_sets(&self) -> usize {
-        self.loader.fewest_sets()
+        self.feed.fewest_sets()
     }
 
     fn set_share(&mut self, share: Share) {
@@ -143,37 +144,29 @@ impl Objective for AutoencoderObjective {
     }
 
     fn loss(&mut self, step: u64) -> Result<Tensor> {
-        let plan = self.loader.plan(step);
-        let own = self.share.range(plan.shape.sets);
-        let mut images = Vec::with_capacity(own.len() * plan.shape.images);
-        for &set_idx in &plan.set_idxs[own.clone()] {
-            let set = self.source.read(set_idx)?;
-            anyhow::ensure!(
-                set.images.len() == self.images_per_set,
-                "set {}: has {} pictures, the first set has {}; the autoencoder wants sets of one size",
-                set.key,
-                set.images.len(),
-                self.images_per_set
-            );
-            images.extend(set.images);
+        let shape = self.feed.plan(step).shape;
+        let own = self.share.range(shape.sets);
+        let mut images = Vec::with_capacity(own.len() * shape.images);
+        for set in self.feed.sets(step, own.clone())?.into_iter().filter_map(|fed| fed.set) {
+            images.extend(set.images.into_iter().flatten().take(shape.images));
         }
         let images = tensor_from_images(&images, &self.runtime.device)?;
         let moments = self.vae.encode(&images)?;
-        let set_dims = [&[plan.shape.images], &moments.mean.dims()[1..]].concat();
+        let set_dims = [&[shape.images], &moments.mean.dims()[1..]].concat();
         let noise = own.map(|set| set_rng(self.seed, "latent noise", step, set).normal_tensor(&set_dims));
         let noise = Tensor::cat(&noise.collect::<candle_core::Result<Vec<_>>>()?, 0)?; // [b·n, c, h, w]
         let deviation = ops::exp(&ops::affine(&moments.logvar, 0.5, 0.0)?)?;
         let latents = ops::add(&moments.mean, &ops::mul(&deviation, &noise.to_device(&self.runtime.device)?)?)?;
         let loss = self.loss_of(&images, &self.vae.decode_unscaled(&latents)?, &moments)?;
-        self.share.weighted(loss, plan.shape.sets)
+        self.share.weighted(loss, shape.sets)
     }
 
     fn footprint(&self) -> Footprint {
         Footprint {
             untrained_bytes: total_bytes(self.frozen.values()),
             cache_bytes: 0,
-            n_sets: self.source.n_sets(),
-            images: self.images_per_set,
+            n_sets: self.feed.mixture().n_sets(),
+            images: self.feed.most_images(),
             side: self.size as usize,
             smallest_side: self.config.downscale(),
             preparation: None,
@@ -181,7 +174,7 @@ impl Objective for AutoencoderObjective {
     }
 
     fn trial_loss(&self, sets: usize, side: usize) -> Result<Tensor> {
-        let dims = (sets * self.images_per_set, 3, side, side);
+        let dims = (sets * self.feed.most_images(), 3, side, side);
         let images = Tensor::zeros(dims, DType::F32, &self.runtime.device)?;
         let moments = self.vae.encode(&images)?;
         let deviation = ops::exp(&ops::affine(&moments.logvar, 0.5, 0.0)?)?;

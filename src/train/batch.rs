@@ -23,6 +23,8 @@ pub struct Batch {
     pub timesteps: Vec<usize>,
     /// One an image.
     pub tokens: Vec<Vec<u32>>,
+    /// What the text encoder makes of `tokens`, `[b·n, l, d]`; None: it is asked.
+    pub context: Option<Tensor>,
 }
 
 /// What turns a batch into a loss.
@@ -50,7 +52,8 @@ impl Batch {
             noise: narrow(&self.noise)?,
             masked: self.masked[images.clone()].to_vec(),
             timesteps: self.timesteps[sets].to_vec(),
-            tokens: self.tokens[images].to_vec(),
+            tokens: self.tokens[images.clone()].to_vec(),
+            context: self.context.as_ref().map(narrow).transpose()?,
         })
     }
 
@@ -95,11 +98,15 @@ impl Denoiser<'_> {
         let reference = batch.clean.broadcast_mul(&(1.0 - &mask)?)?;
         let mask = mask.broadcast_as((shape.total(), 1, h, w))?;
         let input = Tensor::cat(&[&noisy, &mask.contiguous()?, &reference], 1)?; // [b·n, 2c+1, h, w]
-        let tokens: Vec<u32> = batch.tokens.concat();
-        let tokens = Tensor::from_vec(tokens, (shape.total(), batch.tokens[0].len()), device)?;
         let timesteps: Vec<i64> = batch.timesteps.iter().map(|&t| t as i64).collect();
         let timesteps = Tensor::from_vec(timesteps, shape.sets, device)?;
-        let context = text.forward(&tokens)?;
+        let context = match &batch.context {
+            Some(context) => context.to_device(device)?,
+            None => {
+                let tokens = Tensor::from_vec(batch.tokens.concat(), (shape.total(), batch.tokens[0].len()), device)?;
+                text.forward(&tokens)?
+            }
+        };
         let prediction = unet.forward(&input.to_device(device)?, &timesteps, &context, shape)?;
         let target = schedule.target(&batch.clean, &batch.noise, &per_image)?;
         Ok((prediction, target.to_device(device)?))

@@ -1,11 +1,14 @@
 //! The held-out loss: sets that are never trained on, always the same noise and timesteps, told by source and by timestep.
 
+use std::sync::Arc;
+
 use anyhow::{Context as _, Result, ensure};
 use candle_core::Tensor;
 
 use super::batch::{Batch, Denoiser};
-use super::latents::LatentCache;
+use super::latents::Encoder;
 use super::share::Share;
+use crate::data::SetSource;
 use crate::diffusion::NoiseSchedule;
 use crate::rng::Rng;
 use crate::shape::SetShape;
@@ -29,17 +32,19 @@ pub struct HeldOut {
 impl HeldOut {
     /// The first sets of each source with their first image given, at timesteps spread evenly.
     pub fn new(
-        sources: Vec<(String, LatentCache)>,
+        encoder: &Encoder,
+        sources: &[(String, Arc<dyn SetSource>)],
         schedule: &NoiseSchedule,
         seed: u64,
         images_at_once: usize,
     ) -> Result<Self> {
         let train_steps = schedule.train_steps();
-        let held = |(name, mut cache): (String, LatentCache)| -> Result<(String, Batch)> {
-            let batch = batch(&mut cache, train_steps, seed).with_context(|| format!("validation {name}"))?;
-            Ok((name, batch))
+        let held = |(name, source): &(String, Arc<dyn SetSource>)| -> Result<(String, Batch)> {
+            let batch =
+                batch(encoder, source.as_ref(), train_steps, seed).with_context(|| format!("validation {name}"))?;
+            Ok((name.clone(), batch))
         };
-        let sources = sources.into_iter().map(held).collect::<Result<_>>()?;
+        let sources = sources.iter().map(held).collect::<Result<_>>()?;
         Ok(Self { sources, train_steps, images_at_once })
     }
 
@@ -70,23 +75,23 @@ impl HeldOut {
     }
 }
 
-fn batch(cache: &mut LatentCache, train_steps: usize, seed: u64) -> Result<Batch> {
-    let images = SHAPE.images.min(cache.get(0)?.latents.len());
-    let shape = SetShape { sets: SHAPE.sets.min(cache.n_sets()), images };
+fn batch(encoder: &Encoder, source: &dyn SetSource, train_steps: usize, seed: u64) -> Result<Batch> {
+    let images = SHAPE.images.min(source.read(0)?.images.len());
+    let shape = SetShape { sets: SHAPE.sets.min(source.n_sets()), images };
     let (mut clean, mut tokens) = (Vec::new(), Vec::new());
     for set_idx in 0..shape.sets {
-        let set = cache.get(set_idx)?;
+        let set = source.read(set_idx)?;
         ensure!(
-            set.latents.len() >= images,
+            set.images.len() >= images,
             "validation set number {set_idx} needs {images} pictures, as the first one has"
         );
-        clean.extend_from_slice(&set.latents[..images]);
-        tokens.extend_from_slice(&set.tokens[..images]);
+        clean.extend_from_slice(&encoder.latents(&set.images)?[..images]);
+        tokens.extend_from_slice(&encoder.tokens(&set.captions)?[..images]);
     }
     let clean = Tensor::stack(&clean, 0)?; // [b·n, c, h, w]
     let noise = Rng::new(seed, "validation noise", 0).normal_tensor(clean.dims())?;
     let timesteps = (0..shape.sets).map(|i| (2 * i + 1) * train_steps / (2 * shape.sets)).collect();
     // An image alone has nothing to be given.
     let masked = (0..shape.total()).map(|i| images == 1 || i % images != 0).collect();
-    Ok(Batch { shape, clean, noise, masked, timesteps, tokens })
+    Ok(Batch { shape, clean, noise, masked, timesteps, tokens, context: None })
 }

@@ -7,9 +7,9 @@ use candle_core::{DType, Device, Tensor};
 
 use super::batch::{Batch, Denoiser};
 use super::conditions::SetConditions;
-use super::data_check::{Pictures, check_sets};
+use super::data_check::{Pictures, check_mixture, n_images_of_first};
 use super::held_out::{HeldOut, PartLoss};
-use super::latents::LatentCache;
+use super::latents::{Encoder, LatentCache};
 use super::lora::{LoraConfig, prepare};
 use super::objective::{ModelWriter, Objective, Weights, component, frozen, merge};
 use super::patterns::check_freeze;
@@ -17,7 +17,8 @@ use super::plan::{Footprint, total_bytes};
 use super::settings::{JointConfig, TrainConfig};
 use super::share::{Share, set_rng};
 use super::start::UnetStart;
-use crate::data::{Loader, LoaderSettings, SetSource};
+use super::texts::TextCache;
+use crate::data::{Feed, FeedSettings, Mixture, SetSource, Store};
 use crate::device::Runtime;
 use crate::diffusion::{NoiseSchedule, ScheduleConfig};
 use crate::invalid::invalid;
@@ -26,6 +27,7 @@ use crate::model::fingerprint::fingerprint;
 use crate::model::params::{NamedVars, Params};
 use crate::model::write::{copy_tokenizer, write_component, write_json, write_model_index};
 use crate::model::{Files, JointUnet, TextConfig, TextEncoder, Tokenizer, UnetConfig, Vae, VaeConfig};
+use crate::sha256::sha256_hex;
 use crate::shape::SetShape;
 
 /// Trains U-Net and text encoder on the latents of sets.
@@ -38,9 +40,8 @@ pub struct JointObjective {
     architecture: Files,
     /// Side of the pictures in pixels.
     size: u32,
-    vae: Arc<Vae>,
     vae_bytes: u64,
-    /// Of the first set of the data.
+    /// Most of the first sets of all sources.
     pictures_per_set: usize,
     vae_files: Files,
     vae_hash: String,
@@ -52,8 +53,10 @@ pub struct JointObjective {
     vars: NamedVars,
     /// What is built and written, but not trained.
     frozen: Weights,
-    loader: Loader,
+    feed: Feed,
     latents: LatentCache,
+    /// None where the text encoder is trained, or there is no cache.
+    texts: Option<TextCache>,
     held_out: HeldOut,
     /// Of the last validation.
     held_out_parts: Vec<PartLoss>,
@@ -65,7 +68,7 @@ impl JointObjective {
     pub fn new(
         config: &TrainConfig,
         runtime: &Runtime,
-        source: Arc<dyn SetSource>,
+        sources: impl Into<Mixture>,
         validation: Vec<(String, Arc<dyn SetSource>)>,
     ) -> Result<Self> {
         let architecture = Files::Folder(config.model.architecture.clone());
@@ -125,27 +128,41 @@ impl JointObjective {
             vae_config.latent_channels,
             unet_config.latent_channels()
         );
-        let tokenizer = Arc::new(Tokenizer::read(&architecture, text_config.max_position_embeddings)?);
-        let vae = Arc::new(vae);
-        let max_gb = config.joint.latent_cache_gb;
-        let cache = |source| LatentCache::new(source, &vae, &tokenizer, &runtime.device, max_gb);
+        let tokenizer = Tokenizer::read(&architecture, text_config.max_position_embeddings)?;
+        let mixture: Mixture = sources.into();
+        let sizes = &config.joint.set_sizes;
+        let checked = check_mixture(&mixture, |mixed| Pictures::of(mixed.set_sizes(sizes)), Some(&tokenizer))?;
+        let encoder = Encoder { vae, tokenizer, device: runtime.device.clone() };
         let schedule: ScheduleConfig = architecture.json("scheduler/scheduler_config.json")?;
         let schedule = NoiseSchedule::new(&schedule)?;
-        let validation = validation.into_iter().map(|(name, source)| (name, cache(source))).collect();
         let images_at_once = match config.run.micro_batch {
             0 => config.run.images_per_step,
             images => images,
         };
-        let held_out = HeldOut::new(validation, &schedule, config.seed, images_at_once)?;
-        let loader = LoaderSettings {
-            seed: config.seed,
-            images_per_step: config.run.images_per_step,
-            set_sizes: config.joint.set_sizes.clone(),
+        let held_out = HeldOut::new(&encoder, &validation, &schedule, config.seed, images_at_once)?;
+        let mut pictures_per_set = 1;
+        for mixed in &mixture.sources {
+            pictures_per_set = pictures_per_set.max(n_images_of_first(mixed.source.as_ref())?);
+        }
+        let loader = mixture.loader(config.seed, config.run.images_per_step, sizes)?;
+        let store = |name: &str, encoder: &str| -> Result<Option<Arc<Store>>> {
+            let Some(folder) = &config.data.cache else { return Ok(None) };
+            let max_bytes = (config.data.cache_gb * 1e9) as u64;
+            Ok(Some(Arc::new(Store::open(&folder.join(name), encoder, max_bytes, mixture.warn.clone())?)))
         };
-        let loader = Loader::new(loader, source.n_sets())?;
-        let n_needed = config.joint.set_sizes.iter().copied().max().unwrap_or(1);
-        let cuts = check_sets(source.as_ref(), Pictures::AtLeast(n_needed), Some(&tokenizer))?;
-        let pictures_per_set = source.read(0)?.images.len();
+        // In bf16 the VAE gives other latents.
+        let precise = runtime.dtype == DType::F32;
+        let encoder_hash =
+            if precise { vae_hash.clone() } else { sha256_hex(format!("{vae_hash} {:?}", runtime.dtype).as_bytes()) };
+        let latents = LatentCache::new(encoder, config.joint.latent_cache_gb, store("latents", &encoder_hash)?);
+        let is_text_trained = vars.keys().any(|name| name.starts_with("text_encoder."));
+        let texts = if is_text_trained || config.data.cache.is_none() {
+            None
+        } else {
+            store("texts", &fingerprint(&text_config, &component(&frozen, "text_encoder"))?)?.map(TextCache::new)
+        };
+        let feed = FeedSettings { seed: config.seed, size: config.data.size };
+        let feed = Feed::new(mixture, loader, feed, latents.known());
         Ok(Self {
             settings: config.joint.clone(),
             lora: config.lora.clone(),
@@ -154,7 +171,6 @@ impl JointObjective {
             runtime: runtime.clone(),
             architecture,
             size: config.data.size,
-            vae: vae.clone(),
             vae_bytes,
             pictures_per_set,
             vae_files,
@@ -166,32 +182,26 @@ impl JointObjective {
             text,
             vars,
             frozen,
-            loader,
-            latents: cache(source),
+            feed,
+            latents,
+            texts,
             held_out,
             held_out_parts: vec![],
-            notices: unet_start.notice.into_iter().chain(cuts).collect(),
+            notices: unet_start.notice.into_iter().chain(checked).collect(),
         })
     }
 
     /// The share's sets of the step, and how many the step has.
     fn batch(&mut self, step: u64) -> Result<(Batch, usize)> {
-        let plan = self.loader.plan(step);
-        let own = self.share.range(plan.shape.sets);
-        let shape = SetShape { sets: own.len(), ..plan.shape };
+        let whole = self.feed.plan(step).shape;
+        let own = self.share.range(whole.sets);
+        let shape = SetShape { sets: own.len(), ..whole };
         let (mut clean, mut tokens, mut masked) = (Vec::new(), Vec::new(), Vec::new());
         let (mut timesteps, mut noise) = (Vec::with_capacity(shape.sets), Vec::with_capacity(shape.sets));
-        let empty = self.latents.empty_tokens()?;
+        let empty = self.latents.encoder().empty_tokens()?;
         let train_steps = self.schedule.train_steps();
-        for position in own {
-            let set_idx = plan.set_idxs[position];
-            let set = self.latents.get(set_idx)?;
-            ensure!(
-                set.latents.len() >= shape.images,
-                "set number {set_idx}: holds {} pictures, joint.set_sizes asks for {}",
-                set.latents.len(),
-                shape.images
-            );
+        for (position, fed) in own.clone().zip(self.feed.sets(step, own)?) {
+            let set = self.latents.encoded(&self.feed, fed, shape.images)?;
             let mut rng = set_rng(self.seed, "conditions", step, position);
             let conditions =
                 SetConditions::draw(&mut rng, &self.settings, train_steps, set.latents.len(), shape.images);
@@ -209,7 +219,9 @@ impl JointObjective {
         }
         let clean = Tensor::stack(&clean, 0)?; // [b·n, c, h, w]
         let noise = Tensor::cat(&noise, 0)?; // [b·n, c, h, w]
-        Ok((Batch { shape, clean, noise, masked, timesteps, tokens }, plan.shape.sets))
+        let texts = self.texts.as_mut();
+        let context = texts.map(|texts| texts.context(&self.text, &tokens, &self.runtime.device)).transpose()?;
+        Ok((Batch { shape, clean, noise, masked, timesteps, tokens, context }, whole.sets))
     }
 
     fn denoiser(&self) -> Denoiser<'_> {
@@ -240,11 +252,11 @@ impl Objective for JointObjective {
     }
 
     fn shape(&mut self, step: u64) -> SetShape {
-        self.loader.plan(step).shape
+        self.feed.plan(step).shape
     }
 
     fn fewest_sets(&self) -> usize {
-        self.loader.fewest_sets()
+        self.feed.fewest_sets()
     }
 
     fn set_share(&mut self, share: Share) {
@@ -258,21 +270,20 @@ impl Objective for JointObjective {
 
     fn footprint(&self) -> Footprint {
         let pixels = self.size as usize;
-        let (n_sets, n_pictures) = (self.latents.n_sets(), self.pictures_per_set);
-        let side = pixels / self.vae.config().downscale();
-        let images = self.settings.set_sizes.iter().copied().max().unwrap_or(1);
+        let downscale = self.latents.encoder().vae.config().downscale();
+        let side = pixels / downscale;
         Footprint {
             untrained_bytes: self.vae_bytes + total_bytes(self.frozen.values()),
             cache_bytes: {
                 let latents = self.unet_config.latent_channels() * side * side;
-                let values = n_sets * n_pictures * (latents + self.text_config.max_position_embeddings);
-                (values as u64 * 4).min((self.settings.latent_cache_gb * 1e9) as u64)
+                let set = self.pictures_per_set * (latents + self.text_config.max_position_embeddings);
+                (self.feed.mixture().n_kept() * set as u64 * 4).min((self.settings.latent_cache_gb * 1e9) as u64)
             },
-            n_sets,
-            images,
+            n_sets: self.feed.mixture().n_sets(),
+            images: self.feed.most_images(),
             side,
             smallest_side: 1 << (self.unet_config.block_out_channels.len() - 1),
-            preparation: Some((pixels, self.vae.config().downscale())),
+            preparation: Some((pixels, downscale)),
         }
     }
 
@@ -283,14 +294,14 @@ impl Objective for JointObjective {
         let noise = clean.clone();
         let tokens = vec![vec![0; self.text_config.max_position_embeddings]; shape.total()];
         let (masked, timesteps) = (vec![true; shape.total()], vec![0; sets]);
-        let batch = Batch { shape, clean, noise, masked, timesteps, tokens };
+        let batch = Batch { shape, clean, noise, masked, timesteps, tokens, context: None };
         self.denoiser().loss(&batch, self.settings.min_snr_gamma)
     }
 
     fn trial_preparation(&self, side_px: usize) -> Result<()> {
         let dims = (self.pictures_per_set, 3, side_px, side_px);
         let pictures = Tensor::zeros(dims, DType::F32, &self.runtime.device)?;
-        self.vae.latents_from_images(&pictures)?;
+        self.latents.encoder().vae.latents_from_images(&pictures)?;
         Ok(())
     }
 

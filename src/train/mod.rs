@@ -1,7 +1,8 @@
 //! Training: an objective gives losses, the trainer turns them into updates, checkpoints and a record of the run.
 //!
-//! Read `settings`, `trainer`, then the two objectives.
+//! Read `settings` and `data_settings`, `trainer`, then the two objectives.
 
+pub mod data_settings;
 mod rates;
 pub mod settings;
 pub mod trainer;
@@ -19,6 +20,8 @@ mod patterns;
 pub mod plan;
 pub mod share;
 pub mod start;
+mod stored;
+mod texts;
 mod whitening;
 
 pub mod checkpoints;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::checkpoints::Checkpoints;
+use super::data_settings::DataConfig;
 use super::settings::{JointConfig, TrainConfig};
 use crate::invalid::invalid;
 use crate::whole_file::write_whole;
@@ -21,7 +22,8 @@ pub struct RunFolder {
 
 impl RunFolder {
     /// Opens `root`, new or from an earlier start, for this process alone. A folder whose run was set up otherwise is
-    /// refused: settings may only change in `[run]` and `[optimizer]`, and how much memory is taken.
+    /// refused: settings may only change in `[run]` and `[optimizer]`, and how much memory, threads and
+    /// disk are taken.
     pub fn open(root: &Path, config: &TrainConfig) -> Result<Self> {
         let checkpoints = Checkpoints::open(root, &record_in(root))?;
         let lock = lock(root)?;
@@ -31,7 +33,9 @@ impl RunFolder {
             let known: TrainConfig = toml::from_str(&text).with_context(|| path.display().to_string())?;
             let joint = JointConfig { latent_cache_gb: config.joint.latent_cache_gb, ..known.joint };
             let (run, optimizer) = (config.run.clone(), config.optimizer.clone());
-            let adapted = TrainConfig { run, optimizer, joint, ..known };
+            let DataConfig { workers, cache, cache_gb, .. } = config.data.clone();
+            let data = DataConfig { workers, cache, cache_gb, ..known.data };
+            let adapted = TrainConfig { run, optimizer, joint, data, ..known };
             if adapted != *config {
                 return Err(invalid(format!(
                     "--out {}: holds a run with other settings (see its config.toml); only [run] and [optimizer] may \

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use super::data_settings::{DataConfig, DataLayout};
 pub use super::lora::LoraConfig;
 pub use super::rates::{Decay, OptimizerConfig};
 use crate::invalid::invalid;
@@ -71,29 +72,6 @@ pub struct ModelConfig {
     pub freeze: Vec<String>,
 }
 
-/// Where the pictures come from.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataConfig {
-    /// `toybox`: drawn as needed; else a folder, a `.tar` or a pattern such as `{00000..00099}.tar`.
-    pub source: String,
-    /// Files: what a sample is.
-    #[serde(default)]
-    pub layout: DataLayout,
-    /// Toybox: how many different sets there are.
-    #[serde(default = "default_sets")]
-    pub sets: usize,
-    /// Toybox: pictures a set.
-    #[serde(default = "default_images")]
-    pub images: usize,
-    /// Toybox: seed of the sets.
-    #[serde(default)]
-    pub seed: u64,
-    /// Side of the training pictures in pixels.
-    #[serde(default = "default_size")]
-    pub size: u32,
-}
-
 /// A `[[validation]]` source; its pictures are as large as the training pictures.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -105,27 +83,6 @@ pub struct ValidationConfig {
     /// What a sample is.
     #[serde(default)]
     pub layout: DataLayout,
-}
-
-/// How the pictures of a sample lie in its files.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DataLayout {
-    /// Strips or loose sets.
-    #[default]
-    Sets,
-    /// One picture a sample (img2dataset).
-    Single,
-}
-
-fn default_sets() -> usize {
-    16_384
-}
-fn default_images() -> usize {
-    4
-}
-fn default_size() -> u32 {
-    64
 }
 
 /// Objective `joint` (§3.2, §4; design of the null branches).
@@ -272,13 +229,7 @@ impl TrainConfig {
                 return Err(invalid(format!("{name} = {value}: is a probability, so it must lie in [0, 1]")));
             }
         }
-        for (name, value) in [
-            ("run.steps", self.run.steps),
-            ("run.images_per_step", self.run.images_per_step as u64),
-            ("data.size", u64::from(self.data.size)),
-            ("data.sets", self.data.sets as u64),
-            ("data.images", self.data.images as u64),
-        ] {
+        for (name, value) in [("run.steps", self.run.steps), ("run.images_per_step", self.run.images_per_step as u64)] {
             if value == 0 {
                 return Err(invalid(format!("{name} = 0: must be at least 1")));
             }
@@ -289,18 +240,11 @@ impl TrainConfig {
         if self.lora.rank > 0 && self.lora.targets.is_empty() {
             return Err(invalid("lora.targets: is empty; name at least one layer, or leave [lora] out"));
         }
-        if self.objective == ObjectiveKind::Joint {
-            if self.model.vae.is_none() {
-                return Err(invalid("model.vae: missing; the joint objective needs a trained VAE"));
-            }
-            let (images, n_needed) = (self.data.images, joint.set_sizes.iter().copied().max().unwrap_or(0));
-            if self.data.source == "toybox" && images < n_needed {
-                return Err(invalid(format!(
-                    "data.images = {images}: joint.set_sizes asks for {n_needed} pictures a set"
-                )));
-            }
+        let is_joint = self.objective == ObjectiveKind::Joint;
+        if is_joint && self.model.vae.is_none() {
+            return Err(invalid("model.vae: missing; the joint objective needs a trained VAE"));
         }
-        Ok(())
+        self.data.validate(if is_joint { &joint.set_sizes } else { &[] })
     }
 }
 

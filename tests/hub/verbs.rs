@@ -176,3 +176,25 @@ fn a_plan_of_a_data_set_tells_what_will_be_downloaded_and_downloads_nothing() {
         server.log()
     );
 }
+
+#[test]
+fn a_plan_of_a_data_set_counts_language_models_without_downloading_them() {
+    let model = Model::from([
+        ("config.json".to_owned(), b"{}".to_vec()),
+        ("model.safetensors".to_owned(), vec![0; 60_000_000]),
+        ("m-q4_k_m.gguf".to_owned(), vec![0; 80_000_000]),
+        ("m-f16.gguf".to_owned(), vec![0; 1000]),
+    ]);
+    let (home, server) = (tempfile::tempdir().unwrap(), Server::new(model));
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/synth-models.toml");
+    let out = home.path().join("sets").display().to_string();
+    let args = ["synth-data", "--config", config, "--sets", "8", "--dry-run", "--out", &out, "--device", "cpu"];
+    let models = ["--set", "caption.model=someone/toybox", "--set", "prompts.model=someone/toybox"];
+    let outcome = jedi(&home, server.url(), &[], &[&args[..], &models[..]].concat());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    for words in ["caption: someone/toybox (0.1 GB, 0.1 GB of it", "prompts: someone/toybox (0.1 GB, 0.1 GB of it"] {
+        assert!(outcome.stderr.contains(words), "{words}: {}", outcome.stderr);
+    }
+    let is_download = |line: &str| line.starts_with("GET") && !line.contains("/api/");
+    assert!(server.log().iter().all(|asked| !is_download(&asked.line)), "{:?}", server.log());
+}

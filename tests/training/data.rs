@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jedi::data::set::write_strip;
 use jedi::data::shards::ShardWriter;
-use jedi::data::{DatasetSource, ImageSet, Layout, SetSource, members_from_set};
+use jedi::data::{DatasetSource, ImageSet, Layout, Mixture, SetSource, members_from_set};
 use jedi::synth::toybox::ToyboxSource;
 use jedi::train::ObjectiveKind::Joint;
-use jedi::train::data_check::{Pictures, check_sets};
+use jedi::train::data_check::{Pictures, check_mixture};
 
 use super::harness::{Outcome, jedi};
 use super::world::World;
@@ -78,7 +79,7 @@ fn sets_in_tars_are_checked_too() {
 }
 
 #[test]
-fn a_set_with_too_few_pictures_is_named() {
+fn a_set_with_too_few_pictures_is_dealt_to_small_sets_alone_and_told() {
     let world = World::new();
     let few = |set: &mut ImageSet| {
         set.images.truncate(3);
@@ -86,14 +87,18 @@ fn a_set_with_too_few_pictures_is_named() {
         set.masks.truncate(3);
     };
     let folder = written(&world, &sets(4, few));
-    let ended = start(&world, &folder, &[]);
-    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-    let expected = "strips/00000004: holds 3 pictures, joint.set_sizes asks for 4";
-    assert!(ended.stderr.contains(expected), "{}", ended.stderr);
+    let ended = world.diverge(&[&format!("data.source={}", folder.display())]);
+    let told = "1 of 8 sets hold fewer than 4 pictures and are dealt in smaller sets alone";
+    assert!(ended.stderr.contains(told), "{}", ended.stderr);
     let source = DatasetSource::open(folder.to_str().unwrap(), Layout::Sets, 16).unwrap();
-    assert!(check_sets(&source, Pictures::AtLeast(3), None).unwrap().is_empty());
-    let error = check_sets(&source, Pictures::Exactly(4), None).unwrap_err().to_string();
-    assert!(error.contains("00000004: has 3 pictures, the first set has 4"), "{error}");
+    let mixture = Mixture::from(Arc::new(source));
+    let check = |sizes: &[usize]| check_mixture(&mixture, |_| Pictures::of(sizes), None);
+    assert!(check(&[3, 2]).unwrap().is_empty());
+    let notices = check(&[4]).unwrap();
+    assert!(notices[0].contains("1 of 8 sets hold fewer than 4 pictures and are not dealt"), "{notices:?}");
+    assert!(notices[0].ends_with("strips/00000004 holds 3"), "{notices:?}");
+    let error = check(&[5]).unwrap_err().to_string();
+    assert!(error.contains("no set holds 5 pictures") && error.contains("strips/00000000 holds 4"), "{error}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod data;
 mod events;
 mod learning;
 mod lora;
+mod mixtures;
 mod plan;
 mod refusals;
 mod resume;

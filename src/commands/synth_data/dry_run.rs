@@ -20,6 +20,7 @@ pub fn print(job: &Job, tools: &Tools) -> Result<()> {
     let gigabytes = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
     for stage in Stage::ALL {
         let models = tools.models(stage).into_iter().map(|model| match (model.disk_bytes, model.missing_bytes) {
+            _ if model.is_elsewhere => format!("{} (over the network)", model.name),
             (0, 0) => format!("{} (in the program)", model.name),
             (disk, 0) => format!("{} ({} on disk)", model.name, gigabytes(disk)),
             (disk, missing) => {

@@ -1,6 +1,7 @@
 //! `jedi synth-data`: sets that share a subject, to train on; drawn, or made by the pipeline that a config describes.
 
 mod dry_run;
+mod language;
 mod networks;
 mod tools;
 
@@ -78,11 +79,13 @@ fn synthesised(args: &SynthDataArgs, file: &Path) -> Result<()> {
         keep_rejected: args.keep_rejected,
     };
     let runtime = Runtime::open(args.device.name())?;
-    let mut tools = tools::open(&job.config, &runtime, args.dry_run)?;
+    let interrupt = Interrupt::default();
+    let mut tools = tools::open(&job, &runtime, &interrupt, args.dry_run)?;
     if args.dry_run {
         return dry_run::print(&job, &tools);
     }
-    let interrupt = Interrupt::install()?;
+    // Not before: Ctrl-C ends a download at once.
+    interrupt.catch_signals()?;
     let mut shown = Shown::new(&job);
     let mut watch = Watch { progress: &mut |progress| shown.show(progress), interrupted: &|| interrupt.requested() };
     let done = synthesise(&job, &mut tools, &mut watch)?;

@@ -4,29 +4,33 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
+use super::language;
 use super::networks::network;
 use crate::commands::models;
 use crate::device::Runtime;
+use crate::interrupt::Interrupt;
 use crate::invalid::invalid;
 use crate::model::{Files, HubName};
 use crate::sample::Pipeline;
 use crate::sha256::sha256_hex;
-use crate::synth::SEEING_VERSION;
 use crate::synth::embedded::{
     Filter, Grammar, Layout, Palette, PipelinePainter, PlainGround, PromptAsCaption, Scenes, filter, grammar, layout,
     painter, palette, plain_ground, repeat,
 };
-use crate::synth::settings::SynthConfig;
+use crate::synth::settings::{ENDPOINT, SynthConfig};
 use crate::synth::stage::{Captioner, CollagePainter, Detector, Embedder, Inpainter, Prompter, Segmenter, Styler};
 use crate::synth::tool::{Model, Tool, Tools};
 use crate::synth::toybox::sheet::{self, ToySheets};
+use crate::synth::{Job, SEEING_VERSION};
 use crate::vision::{ImageEmbedder, ObjectDetector, ObjectSegmenter};
 
-/// The tools, none of them open yet. What the hub has of them is downloaded first, unless the work is only `is_planned`.
-pub fn open(config: &SynthConfig, runtime: &Runtime, is_planned: bool) -> Result<Tools> {
+/// The tools, none of them open yet. What the hub has of them is downloaded first, unless the work is only `is_planned`. What
+/// waits for others stops waiting when `interrupt` is raised.
+pub fn open(job: &Job, runtime: &Runtime, interrupt: &Interrupt, is_planned: bool) -> Result<Tools> {
+    let config = &job.config;
     let seeing = Seeing { runtime, is_planned };
     Ok(Tools {
-        prompts: prompts(config)?,
+        prompts: prompts(job, runtime, interrupt, is_planned)?,
         collage: collage(config)?,
         detect: detector(config, seeing)?,
         segment: segmenter(config, seeing)?,
@@ -39,7 +43,7 @@ pub fn open(config: &SynthConfig, runtime: &Runtime, is_planned: bool) -> Result
         score_copies: scorer("score.copies_model", &config.score.copies_model, &config.affinity.copies_model, seeing)?,
         compose: compose(config, runtime)?,
         stylise: stylise(config)?,
-        caption: caption(config)?,
+        caption: caption(config, runtime, is_planned)?,
     })
 }
 
@@ -47,7 +51,8 @@ fn unknown(option: &str, name: &str, known: &str) -> anyhow::Error {
     invalid(format!("{option} {name}: is no model that this stage knows; use {known}"))
 }
 
-fn prompts(config: &SynthConfig) -> Result<Tool<dyn Prompter>> {
+fn prompts(job: &Job, runtime: &Runtime, interrupt: &Interrupt, is_planned: bool) -> Result<Tool<dyn Prompter>> {
+    let config = &job.config;
     let scenes = match config.prompts.scenes.as_str() {
         "any" => Scenes::Any,
         "toybox" => Scenes::Toybox,
@@ -57,7 +62,13 @@ fn prompts(config: &SynthConfig) -> Result<Tool<dyn Prompter>> {
         name @ "grammar" => {
             Ok(Tool::<dyn Prompter>::new(Model::code(name, grammar::VERSION), move || Ok(Box::new(Grammar { scenes }))))
         }
-        other => Err(unknown("prompts.model", other, "grammar")),
+        ENDPOINT => language::endpoint(job, interrupt),
+        other if models::is_name(other) => language::local(job, runtime, interrupt, is_planned),
+        other => Err(unknown(
+            "prompts.model",
+            other,
+            "grammar, endpoint, or a language model's .gguf file, folder or OWNER/NAME on the hub",
+        )),
     }
 }
 
@@ -169,7 +180,7 @@ fn embedded_model(name: &str, files: &Files) -> Model {
         disk_bytes: 0,
         // Stored in f16, computed in f32, and room for a batch on its way.
         memory_bytes: 2 * disk_bytes + 500_000_000,
-        missing_bytes: 0,
+        ..Model::default()
     }
 }
 
@@ -180,11 +191,14 @@ fn stylise(config: &SynthConfig) -> Result<Tool<dyn Styler>> {
     }
 }
 
-fn caption(config: &SynthConfig) -> Result<Tool<dyn Captioner>> {
+fn caption(config: &SynthConfig, runtime: &Runtime, is_planned: bool) -> Result<Tool<dyn Captioner>> {
     match config.caption.model.as_str() {
         name @ "prompt" => {
             Ok(Tool::<dyn Captioner>::new(Model::code(name, repeat::VERSION), || Ok(Box::new(PromptAsCaption))))
         }
-        other => Err(unknown("caption.model", other, "prompt")),
+        other if models::is_name(other) => language::captioner(config, runtime, is_planned),
+        other => {
+            Err(unknown("caption.model", other, "prompt, or the folder or OWNER/NAME on the hub of a BLIP or BLIP-2"))
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Requests to the hub and what its answers mean.
 
 use std::io::Read;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::Deserialize;
 use ureq::http::{HeaderMap, Response};
@@ -9,7 +9,7 @@ use ureq::tls::{RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 use super::name::{HubName, is_commit};
-use super::patience::Failure;
+use super::patience::{Failure, asked_wait};
 use super::settings::{Settings, Token};
 use crate::invalid::invalid;
 
@@ -249,20 +249,6 @@ impl Client {
     }
 }
 
-/// How long the hub asks us to wait: `Retry-After` in seconds or as a date, or the hub's own `RateLimit: …;t=SECONDS`.
-fn asked_wait(headers: &HeaderMap) -> Option<Duration> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
-    if let Some(after) = text("retry-after") {
-        if let Ok(seconds) = after.parse() {
-            return Some(Duration::from_secs(seconds));
-        }
-        let date = httpdate::parse_http_date(after).ok()?;
-        return Some(date.duration_since(SystemTime::now()).unwrap_or_default());
-    }
-    let seconds = text("ratelimit")?.split(';').find_map(|part| part.trim().strip_prefix("t="))?;
-    seconds.parse().ok().map(Duration::from_secs)
-}
-
 /// The file's own etag. It becomes a file's name, so it must be fit for one.
 fn etag_of(headers: &HeaderMap) -> Option<String> {
     let header = headers.get("x-linked-etag").or_else(|| headers.get("etag"))?.to_str().ok()?;
@@ -318,19 +304,6 @@ mod tests {
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
         pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
-    }
-
-    #[test]
-    fn the_wait_that_is_asked_for_is_read_in_all_its_forms() {
-        let wait = |name, value: &str| asked_wait(&headers(&[(name, value)]));
-        assert_eq!(wait("retry-after", "7"), Some(Duration::from_secs(7)));
-        let soon = SystemTime::now() + Duration::from_secs(30);
-        let seconds = wait("retry-after", &httpdate::fmt_http_date(soon)).unwrap().as_secs();
-        assert!((25..=30).contains(&seconds), "{seconds}");
-        assert_eq!(wait("retry-after", "Fri, 01 Jan 2021 00:00:00 GMT"), Some(Duration::ZERO));
-        assert_eq!(wait("ratelimit", "\"api\";r=0;t=55"), Some(Duration::from_secs(55)));
-        assert_eq!(wait("retry-after", "soon"), None);
-        assert_eq!(asked_wait(&headers(&[])), None);
     }
 
     #[test]

@@ -20,7 +20,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 
 pub use self::name::HubName;
-pub use self::patience::{Failure, Patience};
+pub use self::needed::gguf_of;
+pub use self::patience::{Failure, Patience, asked_wait};
 pub use self::settings::{Settings, Token};
 
 use self::cache::{Cache, make_folder_of};
@@ -258,12 +259,15 @@ fn lack(listing: &Listing, missing: &[String]) -> String {
         missing.iter().any(|missing| folder(missing) == folder(file))
     };
     let single = listing.files.iter().find(|file| !file.contains('/') && file.ends_with(".safetensors"));
+    let is_pipeline = missing.iter().any(|file| file.contains('/'));
     let missing = missing.join(", no ");
     if let Some(pickle) = listing.files.iter().filter(of_missing).find(is_pickle) {
         format!(
             "has no {missing}, only the pickle {pickle}, which jedi does not open; look for a revision with safetensors \
              (owner/name@refs/pr/N), or convert it in Python"
         )
+    } else if !is_pipeline {
+        format!("is no model of the kind that is wanted here: no {missing}")
     } else if let Some(single) = single {
         format!(
             "is no whole model in the diffusers layout (no {missing}); download its single file, such as {single}, and name \

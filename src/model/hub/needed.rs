@@ -12,9 +12,16 @@ use crate::model::files::{inside, weights_stem};
 pub const JEDI: &str = "jedi.json";
 const MODEL_INDEX: &str = "model_index.json";
 
+/// Of a language model that is there in several sizes, the first of these in its name: four bits lose little and fit most
+/// machines.
+const QUANTISATIONS: [&str; 3] = ["q4_k_m", "q8_0", "f16"];
+
 /// The files of a tokenizer that are read, or handed on by `jedi convert`.
 const TOKENIZER: [&str; 5] =
     ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
+
+/// The component that a language model's one file is.
+const GGUF: &str = "gguf";
 
 /// What stands beside a network at the top of its folder: how pictures are prepared, how words are cut.
 const BESIDE: [&str; 4] = ["preprocessor_config.json", "tokenizer.json", "vocab.txt", "tokenizer_config.json"];
@@ -45,14 +52,23 @@ pub fn needed(listed: &[String], parts: &[Part], read: &mut dyn FnMut(&str) -> R
                 }
                 search.take_network("")?;
             }
+            GGUF => search.take_language_model(),
             tokenizer if tokenizer.starts_with("tokenizer") => search.take_tokenizer(tokenizer),
             network => search.take_network(network)?,
         }
     }
     let mut found = search.found;
     // Small files first: what is wrong with them shows before gigabytes have come.
-    found.files.sort_by_key(|file| file.ends_with(".safetensors"));
+    found.files.sort_by_key(|file| file.ends_with(".safetensors") || file.ends_with(".gguf"));
     Ok(found)
+}
+
+/// The one of these files, at the top of a folder, that a language model is read from.
+pub fn gguf_of(files: &[String]) -> Option<&str> {
+    let mut files: Vec<&String> = files.iter().filter(|file| file.ends_with(".gguf") && !file.contains('/')).collect();
+    files.sort();
+    let of_size = |size: &&str| files.iter().find(|file| file.to_lowercase().contains(*size));
+    QUANTISATIONS.iter().find_map(of_size).or(files.first()).map(|file| file.as_str())
 }
 
 struct Search<'a> {
@@ -99,6 +115,7 @@ impl Search<'_> {
                 Part::Tokenizer => ("tokenizer", Some("tokenizer_2")),
                 Part::Scheduler => ("scheduler", None),
                 Part::Network => ("", None),
+                Part::Gguf => (GGUF, None),
             };
             components.push(first.to_owned());
             components.extend(second.filter(|second| has_second(second)).map(str::to_owned));
@@ -115,6 +132,16 @@ impl Search<'_> {
         if !is_whole {
             self.found.missing.push(format!("{folder}/vocab.json and merges.txt, or tokenizer.json"));
         }
+    }
+
+    fn take_language_model(&mut self) {
+        match gguf_of(self.listed).map(str::to_owned) {
+            // A part of a file that was cut up.
+            Some(file) if file.contains("-of-0") => self.found.missing.push("one whole .gguf file".into()),
+            Some(file) => self.take(file),
+            None => self.found.missing.push(".gguf file".into()),
+        }
+        self.take_if_listed("tokenizer.json");
     }
 
     fn take_network(&mut self, folder: &str) -> Result<()> {
@@ -227,6 +254,37 @@ mod tests {
             let found = weights(&["unet/config.json", index, "unet/2.safetensors"], index);
             assert_eq!(found.missing, ["unet/1.safetensors"]);
         }
+    }
+
+    #[test]
+    fn a_network_by_itself_lies_at_the_top() {
+        const SHARDS: &str = r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#;
+        let index = "model.safetensors.index.json";
+        let listed = [
+            "config.json",
+            "pytorch_model.bin",
+            "tokenizer.json",
+            index,
+            "1.safetensors",
+            "2.safetensors",
+            "README.md",
+        ];
+        let found = search(&listed, &[Part::Network], &[(index, SHARDS)]);
+        let files = ["tokenizer.json", "config.json", index, "1.safetensors", "2.safetensors"];
+        assert_eq!(found, Needed { files: files.map(str::to_owned).into(), missing: vec![] });
+        let found = search(&["config.json", "pytorch_model.bin"], &[Part::Network], &[]);
+        assert_eq!(found.missing, ["model.safetensors"]);
+    }
+
+    #[test]
+    fn of_a_language_model_one_size_is_taken() {
+        let found = |listed: &[&str]| search(listed, &[Part::Gguf], &[]);
+        let sizes = ["M-Q2_K.gguf", "M-Q4_K_M.gguf", "M-Q8_0.gguf", "README.md"];
+        assert_eq!(found(&sizes), Needed { files: vec!["M-Q4_K_M.gguf".into()], missing: vec![] });
+        assert_eq!(found(&sizes[2..]).files, ["M-Q8_0.gguf"]);
+        assert_eq!(found(&["other.gguf", "tokenizer.json"]).files, ["other.gguf", "tokenizer.json"]);
+        assert_eq!(found(&["M-q4_k_m-00001-of-00002.gguf"]).missing, ["one whole .gguf file"]);
+        assert_eq!(found(&["README.md"]).missing, [".gguf file"]);
     }
 
     #[test]

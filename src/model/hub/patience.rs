@@ -1,8 +1,9 @@
 //! What went wrong between us and the hub, and whether, when and how often to try it again.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::anyhow;
+use ureq::http::HeaderMap;
 
 /// Why a request did not succeed.
 #[derive(Debug)]
@@ -72,9 +73,40 @@ impl Patience {
     }
 }
 
+/// How long a server asks us to wait: `Retry-After` in seconds or as a date, or the hub's own `RateLimit: …;t=SECONDS`.
+pub fn asked_wait(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    if let Some(after) = text("retry-after") {
+        if let Ok(seconds) = after.parse() {
+            return Some(Duration::from_secs(seconds));
+        }
+        let date = httpdate::parse_http_date(after).ok()?;
+        return Some(date.duration_since(SystemTime::now()).unwrap_or_default());
+    }
+    let seconds = text("ratelimit")?.split(';').find_map(|part| part.trim().strip_prefix("t="))?;
+    seconds.parse().ok().map(Duration::from_secs)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn the_wait_that_is_asked_for_is_read_in_all_its_forms() {
+        let wait = |name, value: &str| asked_wait(&headers(&[(name, value)]));
+        assert_eq!(wait("retry-after", "7"), Some(Duration::from_secs(7)));
+        let soon = SystemTime::now() + Duration::from_secs(30);
+        let seconds = wait("retry-after", &httpdate::fmt_http_date(soon)).unwrap().as_secs();
+        assert!((25..=30).contains(&seconds), "{seconds}");
+        assert_eq!(wait("retry-after", "Fri, 01 Jan 2021 00:00:00 GMT"), Some(Duration::ZERO));
+        assert_eq!(wait("ratelimit", "\"api\";r=0;t=55"), Some(Duration::from_secs(55)));
+        assert_eq!(wait("retry-after", "soon"), None);
+        assert_eq!(asked_wait(&headers(&[])), None);
+    }
 
     #[test]
     fn waits_double_until_it_gives_up_and_the_hub_has_the_first_word() {
