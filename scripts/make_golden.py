@@ -2,7 +2,7 @@
 """Writes the reference results in tests/golden/ that `cargo test --test parity` holds jedi to.
 
     python3 -m venv venv && venv/bin/pip install torch==2.15.0 diffusers==0.36.0 transformers==4.57.6 \
-        tokenizers==0.22.2 safetensors==0.8.0 numpy==2.4.6 gguf==0.19.0
+        tokenizers==0.22.2 safetensors==0.8.0 numpy==2.4.6 pillow==12.3.0 gguf==0.19.0
     venv/bin/python scripts/make_golden.py                    # everything, into tests/golden/
     venv/bin/python scripts/make_golden.py --only ops,unet    # some of it
     venv/bin/python scripts/make_golden.py --pipeline DIR     # a tiny random diffusers pipeline folder, nothing else
@@ -19,7 +19,21 @@ Each file's metadata holds its tolerances, its seed and the library versions.
 import argparse
 from pathlib import Path
 
-from golden import captions, diffusion, families, language, layouts, networks, ops, samplers, text, unet, vae
+from golden import (
+    captions,
+    diffusion,
+    families,
+    grounding,
+    language,
+    layouts,
+    networks,
+    ops,
+    samplers,
+    text,
+    unet,
+    vae,
+    vision,
+)
 
 CASES = {
     "ops": ops,
@@ -30,6 +44,8 @@ CASES = {
     "samplers": samplers,
     "layouts": layouts,
     "families": families,
+    "grounding": grounding,
+    "vision": vision,
     "captions": captions,
     "language": language,
 }

@@ -11,7 +11,7 @@ mod values;
 pub use convert::{ConvertArgs, Prediction, WeightDtype};
 pub use inspect::{
     DatasetLayout, InspectAttentionArgs, InspectCaptionArgs, InspectCheckpointArgs, InspectCommand, InspectDatasetArgs,
-    InspectEpsArgs, InspectPromptsArgs, InspectTextArgs, InspectVaeArgs,
+    InspectEpsArgs, InspectObjectsArgs, InspectPromptsArgs, InspectSimilarityArgs, InspectTextArgs, InspectVaeArgs,
 };
 pub use sample::{Dtype, Fit, SampleArgs};
 pub use steering::{Guidance, Sampler, SteeringArgs};

@@ -19,6 +19,8 @@ pub mod diffusion;
 pub mod model;
 pub mod ops;
 
+pub mod vision;
+
 pub mod eval;
 pub mod sample;
 pub mod synth;

@@ -4,12 +4,16 @@
 
 #[path = "parity/compare.rs"]
 mod compare;
+#[path = "parity/drawn.rs"]
+mod drawn;
 #[path = "parity/golden.rs"]
 mod golden;
 
 #[path = "parity/ops.rs"]
 mod ops;
 
+#[path = "parity/grounding.rs"]
+mod grounding;
 #[path = "parity/language.rs"]
 mod language;
 #[path = "parity/layouts.rs"]
@@ -20,6 +24,8 @@ mod text;
 mod unet;
 #[path = "parity/vae.rs"]
 mod vae;
+#[path = "parity/vision.rs"]
+mod vision;
 
 #[path = "parity/captions.rs"]
 mod captions;

@@ -108,6 +108,10 @@ fn what_is_wrong_is_told_by_name() {
     for (flags, message) in [
         (["--set", "affinity.threshold=2"], "affinity.threshold = 2: must lie in [0, 1]"),
         (["--set", "collage.model=sdxl-huge"], "collage.model sdxl-huge: is no model that this stage knows"),
+        (
+            ["--set", "instances.detector=plain"],
+            "instances.detector plain: is no model that this stage knows; use plain-ground",
+        ),
         (["--set", "prompts.objects=nouns"], "the toybox has no "),
         (["--set", "collage.colour=red"], "unknown field `colour`"),
         (["--stage", "paint"], "invalid value 'paint'"),

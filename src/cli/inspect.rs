@@ -20,6 +20,10 @@ pub enum InspectCommand {
     Prompts(InspectPromptsArgs),
     /// Draw what a place of one picture attends to in the others, and which places correspond (the paper's Figure 5)
     Attention(Box<InspectAttentionArgs>),
+    /// Find what a phrase names in a picture (Grounding DINO), cut it out (SAM), and draw both
+    Objects(InspectObjectsArgs),
+    /// Tell how alike pictures are to CLIP, DINO or DINOv2
+    Similarity(InspectSimilarityArgs),
     /// Tell what a model folder or a safetensors file is, and list its tensors
     Checkpoint(InspectCheckpointArgs),
     /// Count what a data set holds, and name what is broken
@@ -76,6 +80,43 @@ pub struct InspectVaeArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct InspectObjectsArgs {
+    /// Grounding DINO in transformers' layout: a folder, or OWNER/NAME[@REVISION] on the hub, such as
+    /// IDEA-Research/grounding-dino-tiny
+    #[arg(long, value_name = "M")]
+    pub model: String,
+    /// SAM in the same layout, such as facebook/sam-vit-base: what is found is cut out too [default: boxes alone]
+    #[arg(long, value_name = "M")]
+    pub segmenter: Option<String>,
+    /// The picture to look through
+    #[arg(long, value_name = "IMG")]
+    pub image: PathBuf,
+    /// What to look for, such as "a toy"; repeat for more kinds of things
+    #[arg(long = "phrase", value_name = "TEXT", required = true)]
+    pub phrases: Vec<String>,
+    /// Scores below this are not shown, 0 to 1
+    #[arg(long, value_name = "S", default_value_t = 0.25, value_parser = values::share)]
+    pub threshold: f64,
+    /// A word of the phrase belongs to what was found if its own score is above this, 0 to 1
+    #[arg(long, value_name = "S", default_value_t = 0.25, value_parser = values::share)]
+    pub word_threshold: f64,
+    /// The picture with boxes and masks drawn in, a PNG
+    #[arg(long, value_name = "FILE", default_value = "objects.png")]
+    pub out: PathBuf,
+    /// Safetensors to write: `pixels [1,3,h,w]`, `tokens [1,t]`, and what the network went through: `map.N`, `text`, `enhanced_picture`,
+    /// `enhanced_text`, `chosen [1,q]`, `chosen_boxes`, `queries`, `logits [1,q,t]`, `boxes [1,q,4]`; what is
+    /// printed as `edges [n,4]`, with --segmenter also `masks [n,h,w]` of 0 and 1 and `mask_scores [n]`
+    #[arg(long, value_name = "FILE")]
+    pub outputs: Option<PathBuf>,
+    /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: Device,
+    /// Print one JSON object a thing to stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct InspectCaptionArgs {
     /// Folder of a BLIP or BLIP-2 (with OPT) as transformers writes it, or OWNER/NAME[@REVISION] on the hub, such as
     /// Salesforce/blip-image-captioning-base or Salesforce/blip2-opt-2.7b
@@ -102,6 +143,23 @@ pub struct InspectCaptionArgs {
     /// Print one JSON object a picture to stdout, with its file
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct InspectSimilarityArgs {
+    /// CLIP, DINO or DINOv2 in transformers' layout: a folder, or OWNER/NAME[@REVISION] on the hub, such as
+    /// openai/clip-vit-large-patch14 or facebook/dinov2-base
+    #[arg(long, value_name = "M")]
+    pub model: String,
+    /// A picture; two or more
+    #[arg(long = "image", value_name = "IMG", required = true)]
+    pub images: Vec<PathBuf>,
+    /// Safetensors to write: `vectors [n,d]`, of unit length, and `pixels.N [1,3,h,w]`, the pictures as the network sees them
+    #[arg(long, value_name = "FILE")]
+    pub outputs: Option<PathBuf>,
+    /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: Device,
 }
 
 #[derive(Debug, Args)]

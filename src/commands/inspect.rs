@@ -1,12 +1,17 @@
 //! `jedi inspect`: the openings through which other programs check the networks.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use candle_core::{DType, Device, Tensor};
+use image::RgbImage;
 
 use super::models::{self, Part};
-use super::{inspect_attention, inspect_caption, inspect_checkpoint, inspect_dataset, inspect_eps, inspect_prompts};
+use super::{
+    inspect_attention, inspect_caption, inspect_checkpoint, inspect_dataset, inspect_eps, inspect_objects,
+    inspect_prompts, inspect_similarity,
+};
 use crate::cli::{InspectCommand, InspectTextArgs, InspectVaeArgs};
 use crate::data::{decode, tensor_from_images};
 use crate::device::Runtime;
@@ -23,6 +28,8 @@ pub fn run(command: InspectCommand) -> Result<()> {
         InspectCommand::Caption(args) => inspect_caption::run(&args),
         InspectCommand::Prompts(args) => inspect_prompts::run(args),
         InspectCommand::Attention(args) => inspect_attention::run(&args),
+        InspectCommand::Objects(args) => inspect_objects::run(&args),
+        InspectCommand::Similarity(args) => inspect_similarity::run(&args),
         InspectCommand::Checkpoint(args) => inspect_checkpoint::run(args),
         InspectCommand::Dataset(args) => inspect_dataset::run(&args),
     }
@@ -48,28 +55,35 @@ fn text(args: InspectTextArgs) -> Result<()> {
 
 /// The picture goes in as it is, not cropped nor resized, so that both programs see the same pixels.
 fn vae(args: InspectVaeArgs) -> Result<()> {
-    let name = args.image.display().to_string();
-    if !args.image.is_file() {
-        return Err(invalid(format!("--image {name}: no such file; check the path")));
-    }
+    let picture = read_picture(&args.image)?;
     let files = models::open_parts(&args.model, None, &[Part::Vae])?;
     let config: VaeConfig = files.json("vae/config.json")?;
-    let decoded = std::fs::read(&args.image).map_err(Into::into).and_then(|bytes| decode(&bytes));
-    let decoded = decoded.with_context(|| name.clone())?;
-    for notice in decoded.notices {
-        report::warn(format!("{name}: {notice}"));
-    }
-    let (width, height) = decoded.image.dimensions();
+    let (width, height) = picture.dimensions();
     let multiple = config.downscale() as u32;
     if width % multiple != 0 || height % multiple != 0 {
         return Err(invalid(format!(
-            "--image {name}: {width}×{height}, but this model takes multiples of {multiple} pixels; crop or resize it"
+            "--image {}: {width}×{height}, but this model takes multiples of {multiple} pixels; crop or resize it",
+            args.image.display()
         )));
     }
     let (vae, _) = Vae::new(&config, files.params("vae", &Runtime::cpu(), false)?)?;
-    let pixels = tensor_from_images(&[decoded.image], &Device::Cpu)?; // [1, 3, H, W]
+    let pixels = tensor_from_images(&[picture], &Device::Cpu)?; // [1, 3, H, W]
     let latents = vae.latents_from_images(&pixels)?;
     let outputs = [("decoded".to_owned(), vae.decode(&latents)?), ("latents".to_owned(), latents)];
     write_tensors(&args.outputs, &outputs.into(), &[])?;
     Ok(report::result(args.outputs.display().to_string())?)
+}
+
+/// The picture of `--image` as it is.
+pub fn read_picture(path: &Path) -> Result<RgbImage> {
+    let name = path.display().to_string();
+    if !path.is_file() {
+        return Err(invalid(format!("--image {name}: no such file; check the path")));
+    }
+    let decoded = std::fs::read(path).map_err(Into::into).and_then(|bytes| decode(&bytes));
+    let decoded = decoded.with_context(|| name.clone())?;
+    for notice in decoded.notices {
+        report::warn(format!("{name}: {notice}"));
+    }
+    Ok(decoded.image)
 }

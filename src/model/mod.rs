@@ -1,4 +1,5 @@
-//! The network family: U-Net, AutoencoderKL, CLIP text encoders; built from a diffusers `config.json`.
+//! The network family: U-Net, AutoencoderKL, CLIP text encoders; built from a diffusers `config.json`. And networks that
+//! look at pictures, in transformers' layout.
 
 pub mod adapters;
 pub mod blip;
@@ -20,10 +21,16 @@ pub mod weights;
 pub mod widen;
 
 mod blocks;
+pub mod clip_image;
+mod clip_layer;
+pub mod dino;
+pub mod grounding_dino;
 pub mod language;
 pub mod layers;
+mod patches;
 pub mod prompts;
 mod resnet;
+pub mod sam;
 pub mod text;
 mod time;
 pub mod tokenizer;
@@ -32,6 +39,7 @@ mod transformer;
 pub mod unet;
 pub mod vae;
 mod vae_tiles;
+mod windows;
 pub mod write;
 
 pub use conditions::{AddedConditions, ImageConditions};

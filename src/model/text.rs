@@ -5,6 +5,8 @@ use anyhow::{Result, ensure};
 use candle_core::{DType, Result as CandleResult, Tensor};
 use serde::{Deserialize, Serialize};
 
+pub use super::clip_layer::HiddenAct;
+use super::clip_layer::{ClipLayer, Shape};
 use super::layers::{LayerNorm, Linear};
 use super::params::{Init, NamedVars, Params};
 use crate::ops::{self, Mask};
@@ -47,22 +49,21 @@ pub struct TextConfig {
 }
 
 impl TextConfig {
+    fn shape(&self) -> Shape {
+        Shape {
+            width: self.hidden_size,
+            inner: self.intermediate_size,
+            heads: self.num_attention_heads,
+            hidden_act: self.hidden_act,
+            eps: self.layer_norm_eps,
+        }
+    }
+
     /// p, where this is a `CLIPTextModelWithProjection`.
     pub fn pooled_width(&self) -> Option<usize> {
         let is_projected = self.architectures.iter().any(|class| class == "CLIPTextModelWithProjection");
         is_projected.then(|| self.projection_dim.unwrap_or(512))
     }
-}
-
-/// The activation of the feed-forward layers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum HiddenAct {
-    /// x·σ(1.702·x), as in the first CLIP.
-    #[default]
-    QuickGelu,
-    /// The exact one.
-    Gelu,
 }
 
 fn architectures() -> Vec<String> {
@@ -86,7 +87,7 @@ pub struct TextEncoder {
     config: TextConfig,
     token_embedding: Tensor,
     position_embedding: Tensor,
-    layers: Vec<Layer>,
+    layers: Vec<ClipLayer>,
     final_layer_norm: LayerNorm,
     text_projection: Option<Linear>,
 }
@@ -111,7 +112,7 @@ impl TextEncoder {
                 token_init,
             )?,
             layers: (0..config.num_hidden_layers)
-                .map(|i| Layer::new(&root.pp("encoder.layers").pp(i), config))
+                .map(|i| ClipLayer::new(&root.pp("encoder.layers").pp(i), config.shape()))
                 .collect::<Result<_>>()?,
             final_layer_norm: LayerNorm::new(&root.pp("final_layer_norm"), width, config.layer_norm_eps)?,
             text_projection: match config.pooled_width() {
@@ -133,7 +134,7 @@ impl TextEncoder {
     pub fn forward(&self, tokens: &Tensor) -> CandleResult<Tensor> {
         let mut hidden = ops::embed(tokens, &self.token_embedding, &self.position_embedding)?; // [b, l, d]
         for layer in &self.layers {
-            hidden = layer.forward(&hidden)?;
+            hidden = layer.forward(&hidden, Mask::Causal)?;
         }
         self.final_layer_norm.forward(&hidden)
     }
@@ -145,7 +146,7 @@ impl TextEncoder {
     pub fn penultimate(&self, tokens: &Tensor) -> CandleResult<Tensor> {
         let mut hidden = ops::embed(tokens, &self.token_embedding, &self.position_embedding)?; // [b, l, d]
         for layer in &self.layers[..self.layers.len().saturating_sub(1)] {
-            hidden = layer.forward(&hidden)?;
+            hidden = layer.forward(&hidden, Mask::Causal)?;
         }
         Ok(hidden)
     }
@@ -159,7 +160,7 @@ impl TextEncoder {
             candle_core::bail!("text encoder: pools no text; that takes a CLIPTextModelWithProjection");
         };
         let penultimate = self.penultimate(tokens)?;
-        let hidden = last.forward(&penultimate)?;
+        let hidden = last.forward(&penultimate, Mask::Causal)?;
         let (b, l, d) = hidden.dims3()?;
         let rows: Vec<u32> =
             self.ends(tokens)?.into_iter().zip(0..).map(|(end, text)| (text * l + end) as u32).collect();
@@ -182,51 +183,5 @@ impl TextEncoder {
             text.iter().position(|&token| Some(token) == wanted).unwrap_or(0)
         };
         Ok(texts.into_iter().map(end).collect())
-    }
-}
-
-/// Self-attention and feed-forward, each behind a layer norm and added to its input.
-struct Layer {
-    layer_norm1: LayerNorm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    out_proj: Linear,
-    layer_norm2: LayerNorm,
-    fc1: Linear,
-    fc2: Linear,
-    heads: usize,
-    hidden_act: HiddenAct,
-}
-
-impl Layer {
-    fn new(params: &Params, config: &TextConfig) -> Result<Self> {
-        let (d, inner) = (config.hidden_size, config.intermediate_size);
-        let attention = params.pp("self_attn");
-        Ok(Self {
-            layer_norm1: LayerNorm::new(&params.pp("layer_norm1"), d, config.layer_norm_eps)?,
-            q_proj: Linear::new(&attention.pp("q_proj"), d, d)?,
-            k_proj: Linear::new(&attention.pp("k_proj"), d, d)?,
-            v_proj: Linear::new(&attention.pp("v_proj"), d, d)?,
-            out_proj: Linear::new(&attention.pp("out_proj"), d, d)?,
-            layer_norm2: LayerNorm::new(&params.pp("layer_norm2"), d, config.layer_norm_eps)?,
-            fc1: Linear::new(&params.pp("mlp.fc1"), d, inner)?,
-            fc2: Linear::new(&params.pp("mlp.fc2"), inner, d)?,
-            heads: config.num_attention_heads,
-            hidden_act: config.hidden_act,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        let normed = self.layer_norm1.forward(x)?;
-        let (q, k, v) = (self.q_proj.forward(&normed)?, self.k_proj.forward(&normed)?, self.v_proj.forward(&normed)?);
-        let attended = ops::attention(&q, &k, &v, self.heads, Mask::Causal)?;
-        let x = ops::add(x, &self.out_proj.forward(&attended)?)?;
-        let hidden = self.fc1.forward(&self.layer_norm2.forward(&x)?)?;
-        let hidden = match self.hidden_act {
-            HiddenAct::QuickGelu => ops::quick_gelu(&hidden)?,
-            HiddenAct::Gelu => ops::gelu(&hidden)?,
-        };
-        ops::add(&x, &self.fc2.forward(&hidden)?)
     }
 }

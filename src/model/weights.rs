@@ -39,6 +39,12 @@ impl Weights {
         &self.tensors
     }
 
+    /// Those whose names `is_read`: checkpoints hold more than a network reads (buffers, other halves, training's own).
+    pub fn only(&self, is_read: impl Fn(&str) -> bool) -> Self {
+        let kept = self.tensors.iter().filter(|(name, _)| is_read(name));
+        Self::new(self.origin.clone(), kept.map(|(name, stored)| (name.clone(), stored.clone())).collect())
+    }
+
     /// Adds a tensor, or puts it in the place of the one of that name.
     pub fn insert(&mut self, name: impl Into<String>, tensor: impl Into<Stored>) {
         self.tensors.insert(name.into(), tensor.into());

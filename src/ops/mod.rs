@@ -1,6 +1,6 @@
 //! Differentiable operations, channel-last: pictures are `[b, h, w, c]`, tokens `[b, l, c]`.
 //!
-//! Every one has gradients for all its inputs (several of Candle's own fused ones lose them without an error), for
+//! Every one but [`deformable_sample`] has gradients for all its inputs (several of Candle's own fused ones lose them without an error), for
 //! [`backward()`] and for Candle's own backward pass, which is the reference in tests. On the CPU [`backward()`] follows
 //! nothing but the operations of this room: trainable code takes its additions and reshapes from here too.
 //!
@@ -33,6 +33,7 @@ mod adamw;
 mod attention;
 mod conv;
 mod conv_wide;
+mod deformable;
 mod elementwise;
 mod embedding;
 mod group_norm;
@@ -51,6 +52,7 @@ pub use attention::{Mask, attention};
 pub use backward::{Gradients, backward, backward_from};
 pub use checkpoint::checkpoint;
 pub use conv::{Conv2d, conv2d};
+pub use deformable::deformable_sample;
 pub use elementwise::{abs, add, affine, clamp, exp, mul, square, sub};
 pub use embedding::embed;
 pub use group_norm::{Activation, Groups, group_norm};

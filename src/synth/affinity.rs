@@ -17,11 +17,12 @@ pub const VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AffinitySettings {
-    /// Tells subjects apart: `palette`, or an image model (the paper: CLIP).
+    /// Tells subjects apart: `palette`, or CLIP, DINO or DINOv2 by folder or by name on the hub (the paper: CLIP,
+    /// `openai/clip-vit-large-patch14`).
     pub model: String,
     /// Pairs more alike than this are one subject (the paper: 0.95 for CLIP).
     pub threshold: f64,
-    /// Tells another view from a mere copy: `layout`, or an image model (DINO); empty: none.
+    /// Tells another view from a mere copy: `layout`, or such a network (`facebook/dinov2-base`); empty: none.
     pub copies_model: String,
     /// Pairs more alike than this, to that model, are copies, of which one is kept.
     pub copies_above: f64,

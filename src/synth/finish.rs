@@ -70,7 +70,7 @@ pub fn finish(job: &Job, shard: &Shard, outcomes: &[Outcome], models: &Value) ->
         }
         thrown.add(draft)
     };
-    let sum = report(&job.folder.join(REPORT), shard, outcomes, &mut each)?;
+    let sum = report(job, &job.folder.join(REPORT), shard, outcomes, &mut each)?;
     thrown.finish()?;
     tar.finish()?;
     if job.work.is_none() {
@@ -97,12 +97,13 @@ pub fn clear(job: &Job, shard: &Shard) -> Result<()> {
 
 /// The counts of a shard that is not finished, and its part of the report, which lies with its work.
 pub fn summarise(job: &Job, shard: &Shard, outcomes: &[Outcome]) -> Result<Yield> {
-    report(&job.work_root().join(REPORT), shard, outcomes, &mut |_| Ok(()))
+    report(job, &job.work_root().join(REPORT), shard, outcomes, &mut |_| Ok(()))
 }
 
 /// Counts, shows `each` draft to the caller and writes the report's part. A set number is done when an attempt came through;
 /// the drafts come by number, then by attempt.
 fn report(
+    job: &Job,
     folder: &Path,
     shard: &Shard,
     outcomes: &[Outcome],
@@ -111,6 +112,9 @@ fn report(
     let pictures = folder.join(format!("{:05}", shard.number));
     fs::create_dir_all(&pictures).with_context(|| format!("{}: cannot be made", pictures.display()))?;
     let mut part = ShardReport::default();
+    let affinity = &job.config.affinity;
+    part.yields.within_sets.by = [affinity.model.clone(), affinity.copies_model.clone()];
+    part.yields.final_pictures.by = job.config.score_models().map(str::to_owned);
     for outcome in outcomes {
         let mut drafts: Vec<Draft> = vec![];
         for paths in &outcome.attempts {

@@ -19,9 +19,9 @@ pub const VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct InstanceSettings {
-    /// `plain-ground`, or a detection model.
+    /// `plain-ground`, or Grounding DINO: its folder, or its name on the hub (`IDEA-Research/grounding-dino-tiny`).
     pub detector: String,
-    /// `plain-ground`, or a segmentation model.
+    /// `plain-ground`, or SAM in the same way (`facebook/sam-vit-base`).
     pub segmenter: String,
     /// Detections below this score are dropped.
     pub min_score: f64,

@@ -1,8 +1,9 @@
 //! Same-subject sets made by the program: the procedural toybox, drawn on demand or written to disk, and the pipeline of the
 //! paper's Algorithm 1. Of the pipeline read `stage` (what is done, and the openings for models), `draft` (a set on its way),
-//! the stages from `prompts` to `score`, the models (`embedded` are in the program, `captioner` describes pictures, `chat` writes
-//! prompts), then how the work is done: `tool` (models), `patience` (asking again), `saved` (what is kept between stages), `job`
-//! (how work is cut up), `pipeline` (the run), `finish` (shards), `yields` and `page` (the report).
+//! the stages from `prompts` to `score`, the models (`embedded` are in the program, `seeing` finds, cuts out and compares,
+//! `captioner` describes pictures, `chat` writes prompts), then how the work is done: `tool` (models), `patience` (asking again),
+//! `saved` (what is kept between stages), `job` (how work is cut up), `pipeline` (the run), `finish` (shards), `yields` and
+//! `page` (the report).
 
 pub mod manifest;
 pub mod toybox;
@@ -27,6 +28,7 @@ pub mod captioner;
 pub mod chat;
 mod patience;
 mod saved;
+mod seeing;
 pub mod tool;
 mod truth;
 
@@ -42,4 +44,5 @@ pub mod yields;
 pub use captioner::BlipCaptioner;
 pub use job::Job;
 pub use pipeline::{Done, Progress, Watch, synthesise};
+pub use seeing::VERSION as SEEING_VERSION;
 pub use write::{Packing, Part, Summary, ToyboxData, write_toybox};

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::finish::{REPORT, Sample, ShardReport};
 use super::stage::Stage;
-use super::yields::{BARS, Yield};
+use super::yields::{BARS, Means, Yield};
 use crate::whole_file::write_whole;
 
 /// Sets, and rejected attempts, shown in all.
@@ -109,18 +109,21 @@ fn page(sum: &Yield, n_shards: usize, accepted: &[Sample], rejected: &[Sample]) 
     html.push_str("<h2>Similarity of instances of one collage</h2>\n");
     histogram(&mut html, &sum.identity_bars);
     html.push_str("<h2>Mean similarity within sets (Table 8)</h2>\n");
-    let row = |name: &str, means: Option<[f64; 2]>| {
-        let shown = |at: usize| means.map_or("–".to_owned(), |means| format!("{:.3}", means[at]));
-        [name.to_owned(), shown(0), shown(1)]
+    let row = |name: &str, means: &Means| {
+        let shown =
+            |mean: Option<(f64, &str)>| mean.map_or("–".to_owned(), |(mean, by)| format!("{mean:.3} by {by}"));
+        let [identity, copy] = means.named().map(shown);
+        [name.to_owned(), identity, copy]
     };
+    let paper = |name: &str, means: [&str; 2]| [name, means[0], means[1]].map(str::to_owned);
     table(
         &mut html,
         ["", "identity model (paper: CLIP-I)", "copies model (paper: DINO)"],
         [
-            row("final, whole pictures", sum.final_pictures.means()),
-            row("instances, cut out", sum.within_sets.means()),
-            row("the paper's 1.6 M sets", Some([0.849, 0.751])),
-            row("the paper's real pictures", Some([0.885, 0.774])),
+            row("final, whole pictures", &sum.final_pictures),
+            row("instances, cut out", &sum.within_sets),
+            paper("the paper's 1.6 M sets", ["0.849", "0.751"]),
+            paper("the paper's real pictures", ["0.885", "0.774"]),
         ]
         .into_iter(),
     );

@@ -91,6 +91,8 @@ fn tools(fails: fn(u64) -> bool, counters: &Counters) -> Tools {
         segment: Tool::new(model("plain"), || Ok(Box::new(PlainGround) as _)),
         identity: Tool::new(model("palette"), || Ok(Box::new(Palette) as _)),
         copies: Some(Tool::new(model("layout"), || Ok(Box::new(Layout) as _))),
+        score_identity: None,
+        score_copies: None,
         compose: Tool::<dyn Inpainter>::new(model("flat"), move || Ok(Box::new(Flat { fails }))),
         stylise: Tool::new(model("filter"), || Ok(Box::new(Filter) as _)),
         caption: Tool::<dyn Captioner>::new(model("prompt"), move || Ok(Box::new(Noted(captions.clone())))),

@@ -3,6 +3,7 @@
 
 use anyhow::Result;
 use image::{GrayImage, Luma};
+use serde::{Deserialize, Serialize};
 
 use super::affinity::{Similarities, similarities};
 use super::draft::{Draft, Pair};
@@ -13,6 +14,16 @@ use super::tool::Tools;
 
 /// Goes up when this stage answers otherwise from the same models.
 pub const VERSION: u32 = 1;
+
+/// The score's settings.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScoreSettings {
+    /// Compares subjects, as `affinity.model` does; empty: that model (Table 8's CLIP-I: `openai/clip-vit-base-patch32`).
+    pub model: String,
+    /// Compares them otherwise, as `affinity.copies_model` does; empty: that model (Table 8's DINO: `facebook/dino-vits16`).
+    pub copies_model: String,
+}
 
 /// Compares the pictures of each set.
 pub fn run(common: &Common, tools: &mut Tools, drafts: &mut [Draft]) -> Result<()> {
@@ -28,8 +39,8 @@ pub fn run(common: &Common, tools: &mut Tools, drafts: &mut [Draft]) -> Result<(
         }
     }
     let groups: Vec<&[Cutout]> = sets.iter().map(|(_, pictures)| pictures.as_slice()).collect();
-    let identity = similarities(&mut tools.identity, patience, &groups)?;
-    let copies = match &mut tools.copies {
+    let identity = similarities(tools.score_identity.as_mut().unwrap_or(&mut tools.identity), patience, &groups)?;
+    let copies = match tools.score_copies.as_mut().or(tools.copies.as_mut()) {
         Some(tool) => Some(similarities(tool, patience, &groups)?),
         None => None,
     };

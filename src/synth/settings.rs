@@ -14,6 +14,7 @@ use super::compose::ComposeSettings;
 use super::embedded::NOUNS;
 use super::instances::InstanceSettings;
 use super::prompts::PromptSettings;
+use super::score::ScoreSettings;
 use super::stage::Stage;
 use super::stylise::StyliseSettings;
 use super::toybox::Kind;
@@ -43,6 +44,8 @@ pub struct SynthConfig {
     pub stylise: StyliseSettings,
     /// Stage 7.
     pub caption: CaptionSettings,
+    /// Stage 8.
+    pub score: ScoreSettings,
     /// Where prompts are asked for if `prompts.model` is `endpoint`.
     pub endpoint: EndpointSettings,
 }
@@ -223,9 +226,16 @@ impl SynthConfig {
             Stage::Compose => json!(self.compose),
             Stage::Stylise => json!(self.stylise),
             Stage::Caption => json!(self.caption),
-            Stage::Score => Value::Null,
+            Stage::Score => json!(self.score),
         };
         Ok(json!([stage.name(), Self::version(stage), own]))
+    }
+
+    /// The names of the models that compare final pictures: subjects, and copies (empty: none).
+    pub fn score_models(&self) -> [&str; 2] {
+        let (score, affinity) = (&self.score, &self.affinity);
+        [(&score.model, &affinity.model), (&score.copies_model, &affinity.copies_model)]
+            .map(|(own, usual)| if own.is_empty() { usual.as_str() } else { own.as_str() })
     }
 
     /// Whether a setting changes how the work is done, but not what it makes.
@@ -288,6 +298,14 @@ mod tests {
         };
         assert_eq!(objects("# mine\n red fox \n\nowl\n").unwrap(), ["red fox", "owl"]);
         assert!(objects("# nothing\n").unwrap_err().to_string().contains("names nothing"));
+    }
+
+    #[test]
+    fn final_pictures_are_compared_as_instances_unless_it_is_said_otherwise() {
+        let mut config = SynthConfig::default();
+        assert_eq!(config.score_models(), ["palette", "layout"]);
+        config.score.copies_model = "facebook/dino-vits16".into();
+        assert_eq!(config.score_models(), ["palette", "facebook/dino-vits16"]);
     }
 
     #[test]

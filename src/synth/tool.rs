@@ -77,6 +77,10 @@ pub struct Tools {
     pub identity: Tool<dyn Embedder>,
     /// Tells another view from a mere copy (DINO); None: copies are let through.
     pub copies: Option<Tool<dyn Embedder>>,
+    /// In the place of `identity` for final pictures; None: that one.
+    pub score_identity: Option<Tool<dyn Embedder>>,
+    /// In the place of `copies` for final pictures; None: that one.
+    pub score_copies: Option<Tool<dyn Embedder>>,
     /// Paints scenes around things.
     pub compose: Tool<dyn Inpainter>,
     /// Changes styles.
@@ -88,12 +92,17 @@ pub struct Tools {
 impl Tools {
     /// The models that a stage works with.
     pub fn models(&self, stage: Stage) -> Vec<&Model> {
-        let copies = self.copies.as_ref().map(|tool| &tool.model);
+        let [copies, score_identity, score_copies] =
+            [&self.copies, &self.score_identity, &self.score_copies].map(|tool| tool.as_ref().map(|tool| &tool.model));
         match stage {
             Stage::Prompts => vec![&self.prompts.model],
             Stage::Collage => vec![&self.collage.model],
             Stage::Instances => vec![&self.detect.model, &self.segment.model],
-            Stage::Affinity | Stage::Score => [Some(&self.identity.model), copies].into_iter().flatten().collect(),
+            Stage::Affinity => [Some(&self.identity.model), copies].into_iter().flatten().collect(),
+            Stage::Score => {
+                let identity = score_identity.unwrap_or(&self.identity.model);
+                [Some(identity), score_copies.or(copies)].into_iter().flatten().collect()
+            }
             Stage::Compose => vec![&self.compose.model],
             Stage::Stylise => vec![&self.stylise.model],
             Stage::Caption => vec![&self.caption.model],
@@ -110,16 +119,24 @@ impl Tools {
                     self.detect.close();
                     self.segment.close();
                 }
-                Stage::Affinity | Stage::Score => {
-                    if !stages.contains(&Stage::Affinity) && !stages.contains(&Stage::Score) {
-                        self.identity.close();
-                        self.copies.as_mut().into_iter().for_each(Tool::close);
-                    }
-                }
+                Stage::Affinity | Stage::Score => {}
                 Stage::Compose => self.compose.close(),
                 Stage::Stylise => self.stylise.close(),
                 Stage::Caption => self.caption.close(),
             }
+        }
+        // The score compares with the affinity's models where it has none of its own.
+        let is_needed = |own: &Option<Tool<dyn Embedder>>| {
+            stages.contains(&Stage::Affinity) || (stages.contains(&Stage::Score) && own.is_none())
+        };
+        if !is_needed(&self.score_identity) {
+            self.identity.close();
+        }
+        if !is_needed(&self.score_copies) {
+            self.copies.iter_mut().for_each(Tool::close);
+        }
+        if !stages.contains(&Stage::Score) {
+            [&mut self.score_identity, &mut self.score_copies].into_iter().flatten().for_each(Tool::close);
         }
     }
 }

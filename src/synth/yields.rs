@@ -49,9 +49,11 @@ pub struct Yield {
 }
 
 /// Means over pairs, as sums.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Means {
+    /// The names of the two models; empty: there is none.
+    pub by: [String; 2],
     /// How many pairs.
     pub pairs: usize,
     /// Σ by the model that tells subjects apart (Table 8: CLIP-I).
@@ -67,10 +69,24 @@ impl Means {
         self.copy += f64::from(pair.copy.unwrap_or(0.0));
     }
 
-    /// Means of both; None without pairs.
-    pub fn means(&self) -> Option<[f64; 2]> {
-        let n = self.pairs as f64;
-        (self.pairs > 0).then(|| [self.identity / n, self.copy / n])
+    /// The mean of each model with its name; None without pairs, or without the model.
+    pub fn named(&self) -> [Option<(f64, &str)>; 2] {
+        let mean = |at: usize, sum: f64| {
+            let by = self.by[at].as_str();
+            (self.pairs > 0 && !by.is_empty()).then(|| (sum / self.pairs as f64, by))
+        };
+        [mean(0, self.identity), mean(1, self.copy)]
+    }
+
+    fn plus(&mut self, other: &Self) {
+        self.pairs += other.pairs;
+        self.identity += other.identity;
+        self.copy += other.copy;
+        for (mine, theirs) in self.by.iter_mut().zip(&other.by) {
+            if mine.is_empty() {
+                mine.clone_from(theirs);
+            }
+        }
     }
 }
 
@@ -127,13 +143,8 @@ impl Yield {
         other.seconds.iter().for_each(|(stage, seconds)| *self.seconds.entry(*stage).or_default() += seconds);
         self.identity_bars.resize(BARS, 0);
         self.identity_bars.iter_mut().zip(&other.identity_bars).for_each(|(mine, theirs)| *mine += theirs);
-        for (mine, theirs) in
-            [(&mut self.within_sets, &other.within_sets), (&mut self.final_pictures, &other.final_pictures)]
-        {
-            mine.pairs += theirs.pairs;
-            mine.identity += theirs.identity;
-            mine.copy += theirs.copy;
-        }
+        self.within_sets.plus(&other.within_sets);
+        self.final_pictures.plus(&other.final_pictures);
         self.truth = self.truth.plus(other.truth);
         self
     }
@@ -173,10 +184,12 @@ impl Yield {
         }
         lines.push(format!("restyled pictures: {}", share(self.styled, self.pictures)));
         for (name, means) in
-            [("instances of a set", self.within_sets), ("final pictures of a set", self.final_pictures)]
+            [("instances of a set", &self.within_sets), ("final pictures of a set", &self.final_pictures)]
         {
-            if let Some([identity, copy]) = means.means() {
-                lines.push(format!("mean similarity, {name}: identity {identity:.3}, layout {copy:.3}"));
+            let each = means.named().into_iter().flatten().map(|(mean, by)| format!("{mean:.3} by {by}"));
+            let each = each.collect::<Vec<_>>().join(", ");
+            if !each.is_empty() {
+                lines.push(format!("mean similarity, {name}: {each}"));
             }
         }
         let truth = &self.truth;
@@ -226,6 +239,7 @@ mod tests {
     #[test]
     fn counts_add_up_and_name_what_went_wrong() {
         let mut sum = Yield::default();
+        sum.within_sets.by = ["clip", "dino"].map(String::from);
         let mut good = draft(&[5, 5, 6], &[0, 0, 1]);
         let pictures = [0, 1].map(|instance| PictureRecord { instance, ..PictureRecord::default() });
         good.record.sets = vec![SetRecord { pictures: pictures.to_vec(), pairs: vec![] }];
@@ -240,8 +254,12 @@ mod tests {
         assert_eq!((sum.truth.sets, sum.truth.sets_pure), (1, 1));
         assert_eq!(sum.within_sets.pairs, 1);
         assert_eq!(sum.identity_bars[45], 4);
-        let twice = sum.clone().plus(&sum);
+        let twice = Yield::default().plus(&sum).plus(&sum);
         assert_eq!((twice.sets, twice.truth.pairs, twice.identity_bars[45]), (2, 8, 8));
+        let told = "mean similarity, instances of a set: 0.900 by clip, 0.400 by dino";
+        assert!(twice.lines().iter().any(|line| line == told), "{:?}", twice.lines());
+        sum.within_sets.by[1].clear();
+        assert_eq!(sum.within_sets.named().map(|mean| mean.map(|(_, by)| by)), [Some("clip"), None]);
         assert!(
             sum.lines().iter().any(|line| line.starts_with("pairs put right: 75.0 % (3 of 4)")),
             "{:?}",

@@ -156,6 +156,28 @@ fn the_doctor_says_what_the_hub_and_its_cache_are_like() {
 }
 
 #[test]
+fn a_plan_of_a_data_set_tells_what_will_be_downloaded_and_downloads_nothing() {
+    let network = Model::from([
+        ("config.json".to_owned(), b"{}".to_vec()),
+        ("model.safetensors".to_owned(), vec![0; 60_000_000]),
+        ("README.md".to_owned(), b"a network".to_vec()),
+    ]);
+    let (home, server) = (tempfile::tempdir().unwrap(), Server::new(network));
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/synth-toybox.toml");
+    let out = home.path().join("sets").display().to_string();
+    let args = ["synth-data", "--config", config, "--sets", "8", "--dry-run", "--out", &out, "--device", "cpu"];
+    let args = [&args[..], &["--set", "affinity.model=someone/toybox"]].concat();
+    let outcome = jedi(&home, server.url(), &[], &args);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("someone/toybox (0.1 GB, 0.1 GB of it to be downloaded)"), "{}", outcome.stderr);
+    assert!(
+        server.log().iter().all(|asked| !asked.line.starts_with("GET") || asked.line.contains("/api/")),
+        "{:?}",
+        server.log()
+    );
+}
+
+#[test]
 fn a_plan_of_a_data_set_counts_language_models_without_downloading_them() {
     let model = Model::from([
         ("config.json".to_owned(), b"{}".to_vec()),

@@ -1,16 +1,18 @@
 //! The models that a config names: each stage's name becomes a tool. A new model is one more arm here.
 
-use anyhow::Result;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
 
 use super::language;
+use super::networks::network;
 use crate::commands::models;
 use crate::device::Runtime;
 use crate::interrupt::Interrupt;
 use crate::invalid::invalid;
-use crate::model::Files;
+use crate::model::{Files, HubName};
 use crate::sample::Pipeline;
 use crate::sha256::sha256_hex;
-use crate::synth::Job;
 use crate::synth::embedded::{
     Filter, Grammar, Layout, Palette, PipelinePainter, PlainGround, PromptAsCaption, Scenes, filter, grammar, layout,
     painter, palette, plain_ground, repeat,
@@ -19,21 +21,26 @@ use crate::synth::settings::{ENDPOINT, SynthConfig};
 use crate::synth::stage::{Captioner, CollagePainter, Detector, Embedder, Inpainter, Prompter, Segmenter, Styler};
 use crate::synth::tool::{Model, Tool, Tools};
 use crate::synth::toybox::sheet::{self, ToySheets};
+use crate::synth::{Job, SEEING_VERSION};
+use crate::vision::{ImageEmbedder, ObjectDetector, ObjectSegmenter};
 
 /// The tools, none of them open yet. What the hub has of them is downloaded first, unless the work is only `is_planned`. What
 /// waits for others stops waiting when `interrupt` is raised.
 pub fn open(job: &Job, runtime: &Runtime, interrupt: &Interrupt, is_planned: bool) -> Result<Tools> {
     let config = &job.config;
+    let seeing = Seeing { runtime, is_planned };
     Ok(Tools {
         prompts: prompts(job, runtime, interrupt, is_planned)?,
         collage: collage(config)?,
-        detect: detector(config)?,
-        segment: segmenter(config)?,
-        identity: embedder("affinity.model", &config.affinity.model)?,
+        detect: detector(config, seeing)?,
+        segment: segmenter(config, seeing)?,
+        identity: embedder("affinity.model", &config.affinity.model, seeing)?,
         copies: match config.affinity.copies_model.as_str() {
             "" => None,
-            name => Some(embedder("affinity.copies_model", name)?),
+            name => Some(embedder("affinity.copies_model", name, seeing)?),
         },
+        score_identity: scorer("score.model", &config.score.model, &config.affinity.model, seeing)?,
+        score_copies: scorer("score.copies_model", &config.score.copies_model, &config.affinity.copies_model, seeing)?,
         compose: compose(config, runtime)?,
         stylise: stylise(config)?,
         caption: caption(config, runtime, is_planned)?,
@@ -74,29 +81,70 @@ fn collage(config: &SynthConfig) -> Result<Tool<dyn CollagePainter>> {
     }
 }
 
-fn detector(config: &SynthConfig) -> Result<Tool<dyn Detector>> {
+/// What networks that look at pictures are opened with.
+#[derive(Clone, Copy)]
+struct Seeing<'a> {
+    runtime: &'a Runtime,
+    is_planned: bool,
+}
+
+impl Seeing<'_> {
+    /// A network in transformers' layout, by `load`, that `option` names; `known` are the other answers.
+    fn tool<T: ?Sized + 'static>(
+        self,
+        (option, name, known): (&'static str, &str, &str),
+        load: impl Fn(&Files, &Runtime) -> Result<Box<T>> + 'static,
+    ) -> Result<Tool<T>> {
+        if !Path::new(name).is_dir() && HubName::parse(name).is_none() {
+            let known = format!("{known}, a network's folder, or OWNER/NAME on the hub");
+            return Err(unknown(option, name, &known));
+        }
+        let (model, files) = network(option, name, SEEING_VERSION, self.is_planned)?;
+        let (name, runtime) = (name.to_owned(), self.runtime.clone());
+        Ok(Tool::new(model, move || {
+            let files = files.as_ref().with_context(|| format!("{option} {name}: is not downloaded"))?;
+            load(files, &runtime).with_context(|| option)
+        }))
+    }
+}
+
+fn detector(config: &SynthConfig, seeing: Seeing) -> Result<Tool<dyn Detector>> {
     match config.instances.detector.as_str() {
         name @ "plain-ground" => {
             Ok(Tool::<dyn Detector>::new(Model::code(name, plain_ground::VERSION), || Ok(Box::new(PlainGround))))
         }
-        other => Err(unknown("instances.detector", other, "plain-ground")),
+        name => seeing.tool::<dyn Detector>(("instances.detector", name, "plain-ground"), |files, runtime| {
+            Ok(Box::new(ObjectDetector::load(files, runtime)?))
+        }),
     }
 }
 
-fn segmenter(config: &SynthConfig) -> Result<Tool<dyn Segmenter>> {
+fn segmenter(config: &SynthConfig, seeing: Seeing) -> Result<Tool<dyn Segmenter>> {
     match config.instances.segmenter.as_str() {
         name @ "plain-ground" => {
             Ok(Tool::<dyn Segmenter>::new(Model::code(name, plain_ground::VERSION), || Ok(Box::new(PlainGround))))
         }
-        other => Err(unknown("instances.segmenter", other, "plain-ground")),
+        name => seeing.tool::<dyn Segmenter>(("instances.segmenter", name, "plain-ground"), |files, runtime| {
+            Ok(Box::new(ObjectSegmenter::load(files, runtime)?))
+        }),
     }
 }
 
-fn embedder(option: &str, name: &str) -> Result<Tool<dyn Embedder>> {
+fn embedder(option: &'static str, name: &str, seeing: Seeing) -> Result<Tool<dyn Embedder>> {
     match name {
         "palette" => Ok(Tool::<dyn Embedder>::new(Model::code(name, palette::VERSION), || Ok(Box::new(Palette)))),
         "layout" => Ok(Tool::<dyn Embedder>::new(Model::code(name, layout::VERSION), || Ok(Box::new(Layout)))),
-        other => Err(unknown(option, other, "palette or layout")),
+        name => seeing.tool::<dyn Embedder>((option, name, "palette, layout"), |files, runtime| {
+            Ok(Box::new(ImageEmbedder::load(files, runtime)?))
+        }),
+    }
+}
+
+/// A model that compares final pictures; None where it is the `usual` one, which is opened already.
+fn scorer(option: &'static str, name: &str, usual: &str, seeing: Seeing) -> Result<Option<Tool<dyn Embedder>>> {
+    match name {
+        name if name.is_empty() || name == usual => Ok(None),
+        name => Ok(Some(embedder(option, name, seeing)?)),
     }
 }
 

@@ -223,6 +223,22 @@ mod tests {
     }
 
     #[test]
+    fn of_a_network_at_the_top_its_words_and_its_preparation_are_taken_too() {
+        let listed = [
+            "README.md",
+            "config.json",
+            "model.safetensors",
+            "preprocessor_config.json",
+            "pytorch_model.bin",
+            "vocab.txt",
+        ];
+        let found = search(&listed, &[Part::Network], &[]);
+        let files = ["preprocessor_config.json", "vocab.txt", "config.json", "model.safetensors"];
+        assert_eq!(found, Needed { files: files.map(str::to_owned).into(), missing: vec![] });
+        assert_eq!(search(&["pytorch_model.bin"], &[Part::Network], &[]).missing, ["config.json", "model.safetensors"]);
+    }
+
+    #[test]
     fn half_precision_is_taken_where_there_is_no_other() {
         let weights = |listed: &[&str], index: &str| search(listed, &[Part::Unet], &[(index, SHARDS)]);
         const SHARDS: &str = r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors", "c": "1.safetensors"}}"#;
