@@ -153,7 +153,7 @@ def inputs_of(processor, random):
 
 
 def searches(network, pixels, tensors, prompts):
-    """The new ids of every search, and the caption that the processor reads in all of a row."""
+    """The ids of every search."""
     facts = []
     for prompt, ids in prompts.items():
         rows = ids.repeat(len(pixels), 1)
@@ -214,14 +214,21 @@ def write_blip2(folder):
     tensors.update(vision=vision, queries=queries.last_hidden_state, prefix=prefix, logits=logits, prompt=text)
     cases = searches(network, pixels, tensors, prompts)
     write_folder(folder / "blip2", network.float(), processor, "30KB")
-    captions(processor, tensors, cases)
+    captions(processor, tensors, cases, {"none": 6, "photo": 5 + text.shape[1]}, end)
     save(folder / "blip2-cases.safetensors", tensors, 900, tolerance=TOLERANCE, cases=cases, end=end, n_prefix=5)
 
 
-def captions(processor, tensors, cases):
+def captions(processor, tensors, cases, starts, end):
+    """Up to the end token, which is a word here; transformers fills the rows behind it."""
+
+    def cut(row, start):
+        return row[: row.index(end, start) + 1] if end in row[start:] else row
+
     for case in cases:
         ids = tensors[case["ids"]]
-        case["captions"] = [text.strip() for text in processor.batch_decode(ids, skip_special_tokens=True)]
+        rows = [cut(row, starts[case["prompt"]]) for row in ids.tolist()]
+        # Not all that Python's strip takes for spaces: \x1c to \x1f are not such to Unicode.
+        case["captions"] = [text.strip(" \t\n\v\f\r") for text in processor.batch_decode(rows, skip_special_tokens=True)]
         print(case["prompt"], case["beams"], case["length_exponent"], [len(set(row.tolist())) for row in ids])
 
 
@@ -246,7 +253,7 @@ def write_blip(folder):
     tensors.update(vision=vision, logits=logits, prompt=text)
     cases = searches(network, pixels, tensors, prompts)
     write_folder(folder / "blip", network.float(), processor, "1MB")
-    captions(processor, tensors, cases)
+    captions(processor, tensors, cases, {"none": 1, "photo": text.shape[1] - 1}, end)
     save(folder / "blip-cases.safetensors", tensors, 910, tolerance=TOLERANCE, cases=cases, end=end, n_prefix=0)
 
 

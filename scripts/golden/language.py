@@ -131,8 +131,9 @@ def write(folder):
         ids = torch.tensor([tokenizer.encode(chat_text(kind), add_special_tokens=False).ids])
         with torch.no_grad():
             logits = network(ids).logits[:, -1]
+            # Token 0 is one of the question's: without a mask it would be taken for filling.
             greedy = network.generate(
-                ids, do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=None, pad_token_id=0
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=None, pad_token_id=0
             )
         new = greedy[0, ids.shape[1] :]
         print(kind, new.tolist(), logits.topk(3).values.tolist())

@@ -301,9 +301,9 @@ mod tests {
 
     #[test]
     fn what_is_left_out_or_null_has_the_default_of_its_model() {
-        let config = json!({"vision_config": {"hidden_size": 32, "image_size": null}, "text_config": {}});
+        let config = json!({"vision_config": {"hidden_size": 96, "image_size": null}, "text_config": {}});
         let blip = BlipConfig::from_json(&config).unwrap();
-        assert_eq!((blip.vision.hidden_size, blip.vision.image_size, blip.vision.layer_norm_eps), (32, 384, 1e-5));
+        assert_eq!((blip.vision.hidden_size, blip.vision.image_size, blip.vision.layer_norm_eps), (96, 384, 1e-5));
         assert_eq!((blip.text.bos_token_id, blip.text.num_attention_heads), (30522, 8));
         let blip2 = Blip2Config::from_json(&config).unwrap();
         assert_eq!((blip2.vision.image_size, blip2.num_query_tokens, blip2.text.ffn_dim), (224, 32, 3072));
