@@ -1,12 +1,11 @@
 //! Pictures and sets of pictures: read from files, written to files, and dealt out to training.
 //!
-//! A picture: `jpeg` and `decode` (bytes to RGB), `image` (the user's references, sizes), `pillow` (sizes as Python has them),
-//! `cut` and `shrink` (the square that is trained on),
-//! `tensors`, `sheet` (many in one). A set: `set` and `members` (its files), `captions` and `rules` (what a source makes of
-//! them), `header` and `outline` (what they promise, undecoded). Many sets: `shards` and `dataset` (samples by number), `gallery`
-//! and `video` (clips, views), `sources` and `deal` (what training asks of them). Training: `mixture`, `order`, `loader` (which sets
-//! a step sees), `ahead`, `known` and `feed` (decoded before they are needed), `store` (what is kept
-//! on the disk). `survey` tells what a source holds.
+//! A picture: `jpeg` and `decode` (bytes to RGB), `image` (the user's references, sizes), `cut` and `shrink` (the square that
+//! is trained on), `tensors`, `sheet` (many in one). A set: `set` and `members` (its files), `captions` and `rules` (what a
+//! source makes of them), `header` and `outline` (what they promise, undecoded). Many sets: `shards` and `dataset` (samples by
+//! number), `gallery` and `video` (clips, views), `sources` and `deal` (what training asks of them). Training: `mixture`,
+//! `order`, `loader` (which sets a step sees), `ahead`, `known` and `feed` (decoded before they are needed), `store` (what is
+//! kept on the disk). `survey` tells what a source holds.
 
 mod ahead;
 mod captions;
@@ -26,7 +25,6 @@ mod members;
 mod mixture;
 mod order;
 mod outline;
-mod pillow;
 mod rules;
 pub mod shards;
 mod sheet;
@@ -54,7 +52,6 @@ pub use self::members::{Layout, Members, members_from_set, set_from_members};
 pub use self::mixture::{BrokenSample, MixedSource, Mixture};
 pub use self::order::Runs;
 pub use self::outline::SetOutline;
-pub use self::pillow::{Filter, resized as resized_as_pillow};
 pub use self::rules::{Rules, ScoreFilter};
 pub use self::sheet::sheet;
 pub use self::tensors::{images_from_tensor, tensor_from_images};

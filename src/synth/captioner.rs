@@ -6,10 +6,10 @@ use image::RgbImage;
 use serde::Deserialize;
 
 use super::stage::{Answers, CaptionAsk, Captioner};
-use crate::data::{Filter, resized_as_pillow};
 use crate::device::Runtime;
 use crate::model::Files;
 use crate::model::blip::{Network, Search};
+use crate::vision::{Filter, resized};
 
 /// Goes up when other captions come from the same weights.
 pub const VERSION: u32 = 1;
@@ -112,7 +112,7 @@ impl Preprocessing {
     /// # Shapes
     /// - a picture of any shape → `[1, 3, side, side]`
     pub fn pixels(&self, image: &RgbImage, side: usize) -> Result<Tensor> {
-        let square = resized_as_pillow(image, (side as u32, side as u32), self.filter()?);
+        let square = resized(image, (side as u32, side as u32), self.filter()?);
         let mut values = Vec::with_capacity(3 * side * side);
         for channel in 0..3 {
             let (mean, deviation) = (self.image_mean[channel], self.image_std[channel]);
