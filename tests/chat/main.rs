@@ -33,7 +33,7 @@ fn settings(url: String) -> EndpointSettings {
 
 fn prompter_of(settings: EndpointSettings, store: Store, interrupt: Interrupt) -> ChatPrompter {
     let key = |name: &str| (name == "OPENAI_API_KEY").then(|| KEY.to_owned());
-    ChatPrompter::new(Box::new(Endpoint::new(settings, key, interrupt).unwrap()), store, 3)
+    ChatPrompter::new(Box::new(Endpoint::new(settings, key, interrupt).expect("settings")), store, 3)
 }
 
 fn prompter(server: &Server) -> ChatPrompter {

@@ -82,7 +82,11 @@ fn an_endpoint_writes_the_prompts_and_blip_the_captions() {
     let shard = |folder: &str| fs::read(Path::new(folder).join("00000.tar")).unwrap();
     assert!(shard(&out) == shard(&elsewhere));
     let changed = run(&[&args[..], &["--set", "endpoint.model=large"]].concat());
-    assert!(changed.code == Some(1) && changed.stderr.contains("endpoint.model is \"small\" there"), "{}", changed.stderr);
+    assert!(
+        changed.code == Some(1) && changed.stderr.contains("endpoint.model is \"small\" there"),
+        "{}",
+        changed.stderr
+    );
 }
 
 #[test]
