@@ -15,7 +15,7 @@ use clap::Parser;
 use jedi::data::{
     DatasetSource, Feed, FeedSettings, Layout, MixedSource, Mixture, NothingKnown, SetSource, tensor_from_images,
 };
-use jedi::report;
+use jedi::{ops, report};
 use serde_json::json;
 
 /// Measures data loading alone
@@ -49,6 +49,8 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    // As the program itself does.
+    ops::keep_freed_memory();
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
