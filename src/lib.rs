@@ -7,6 +7,7 @@
 //! Read in this order; arrows point down (`tests/layers.rs` holds them).
 
 pub mod device;
+pub mod folder_lock;
 pub mod interrupt;
 pub mod invalid;
 pub mod rng;

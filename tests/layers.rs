@@ -7,7 +7,7 @@ use std::{
 };
 
 /// What every room may use.
-const BOTTOM: &[&str] = &["device", "interrupt", "invalid", "rng", "sha256", "shape", "whole_file"];
+const BOTTOM: &[&str] = &["device", "folder_lock", "interrupt", "invalid", "rng", "sha256", "shape", "whole_file"];
 
 /// Which rooms each room may use besides the bottom and itself. `commands` may use all.
 const ARROWS: &[(&str, &[&str])] = &[

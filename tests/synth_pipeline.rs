@@ -10,6 +10,7 @@ use std::path::Path;
 
 use harness::{Outcome, jedi};
 use jedi::data::{Dataset, Layout};
+use jedi::folder_lock;
 use room::Room;
 use serde_json::Value;
 
@@ -100,6 +101,15 @@ fn the_same_command_leaves_what_is_there_and_other_settings_are_refused() {
     assert!(fs::read(room.path("sets/00000.tar")).expect("a shard") == before);
     let other = room.synth("sets", &["--sets", "2", "--set", "compose.steps=3"]);
     assert!(other.code == Some(1) && other.stderr.contains("compose.steps is 2 there, 3 now"), "{}", other.stderr);
+    let held = folder_lock::hold(Path::new(&room.path("sets")), "part-0-of-1.lock", "test").expect("nobody else");
+    let second = room.synth("sets", &flags);
+    assert!(
+        second.code == Some(1) && second.stderr.contains("another jedi synth-data is at work"),
+        "{}",
+        second.stderr
+    );
+    drop(held);
+    assert_eq!(room.synth("sets", &flags).code, Some(0));
 }
 
 #[test]

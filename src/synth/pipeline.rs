@@ -19,6 +19,7 @@ use super::stage::Stage;
 use super::tool::Tools;
 use super::yields::Yield;
 use super::{affinity, caption, collage, compose, instances, prompts, score, stylise};
+use crate::folder_lock;
 use crate::interrupt::is_interrupted;
 use crate::whole_file::target_name;
 
@@ -60,7 +61,7 @@ pub struct Done {
     pub is_interrupted: bool,
 }
 
-/// Makes what is not there yet. One part must not be worked on by two processes at the same time.
+/// Makes what is not there yet. A second process at the same part is refused.
 pub fn synthesise(job: &Job, tools: &mut Tools, watch: &mut Watch) -> Result<Done> {
     let outcome = run(job, tools, watch);
     let is_full = |cause: &std::io::Error| cause.kind() == ErrorKind::StorageFull;
@@ -80,6 +81,7 @@ fn run(job: &Job, tools: &mut Tools, watch: &mut Watch) -> Result<Done> {
     } else {
         fs::create_dir_all(&job.folder).with_context(|| format!("{}: cannot be made", job.folder.display()))?;
     }
+    let _lock = folder_lock::hold(&job.folder, &job.part.lock_name(), "synth-data")?;
     let shards = job.shards();
     sweep(job, &shards).with_context(|| format!("{}: unfinished files cannot be removed", job.folder.display()))?;
     let mut run = Run {

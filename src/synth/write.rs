@@ -63,6 +63,11 @@ impl Part {
     pub fn range(self, items: usize) -> Range<usize> {
         items * self.index / self.of..items * (self.index + 1) / self.of
     }
+
+    /// Name of the lock that keeps a second process from the same part.
+    pub fn lock_name(self) -> String {
+        format!("part-{}-of-{}.lock", self.index, self.of)
+    }
 }
 
 /// What a call has done.

@@ -1,15 +1,16 @@
 //! The folder of a run: its settings and record, and the way to its checkpoints; all of it survives a kill at any moment.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::checkpoints::Checkpoints;
 use super::data_settings::DataConfig;
 use super::settings::{JointConfig, TrainConfig};
+use crate::folder_lock;
 use crate::invalid::invalid;
 use crate::whole_file::write_whole;
 
@@ -26,7 +27,7 @@ impl RunFolder {
     /// disk are taken.
     pub fn open(root: &Path, config: &TrainConfig) -> Result<Self> {
         let checkpoints = Checkpoints::open(root, &record_in(root))?;
-        let lock = lock(root)?;
+        let lock = folder_lock::hold(root, "lock", "train")?;
         let path = root.join("config.toml");
         if path.is_file() {
             let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -88,22 +89,4 @@ impl RunFolder {
 
 fn record_in(root: &Path) -> PathBuf {
     root.join("metrics.jsonl")
-}
-
-/// Holds the folder until the process ends, however it ends: two runs in one folder would ruin each other.
-fn lock(root: &Path) -> Result<File> {
-    let path = root.join(".lock");
-    let file = File::create(&path).with_context(|| path.display().to_string())?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        // Some network file systems have no locks; that is no reason not to train.
-        Err(TryLockError::Error(cause)) if cause.kind() == io::ErrorKind::Unsupported => Ok(file),
-        Err(TryLockError::Error(cause)) => Err(cause).with_context(|| path.display().to_string()),
-        Err(TryLockError::WouldBlock) => {
-            bail!(
-                "--out {}: another jedi train is at work in it; stop that one or choose another --out",
-                root.display()
-            )
-        }
-    }
 }
