@@ -20,10 +20,17 @@ impl Runtime {
 
     /// Opens a device by name: `auto` (CUDA when this build has it and a GPU answers, else the CPU), `cpu`, `cuda`, `cuda:N`.
     pub fn open(name: &str) -> Result<Self> {
+        Self::open_for(name, 0)
+    }
+
+    /// The same for process number `local` of those on this machine: where the name leaves the GPU open, each takes another
+    /// one, as far as there are.
+    pub fn open_for(name: &str, local: usize) -> Result<Self> {
+        let index = local % n_gpus().max(1);
         let device = match name {
             "cpu" => Device::Cpu,
-            "auto" => Device::cuda_if_available(0).unwrap_or(Device::Cpu),
-            "cuda" => cuda(0)?,
+            "auto" => Device::cuda_if_available(index).unwrap_or(Device::Cpu),
+            "cuda" => cuda(index)?,
             other => match other.strip_prefix("cuda:").map(str::parse) {
                 Some(Ok(index)) => cuda(index)?,
                 _ => anyhow::bail!("--device {other}: unknown device; use auto, cpu, cuda or cuda:N"),
@@ -31,6 +38,18 @@ impl Runtime {
         };
         Ok(Self { device, dtype: DType::F32 })
     }
+}
+
+/// GPUs that this process sees.
+#[cfg(feature = "cuda")]
+fn n_gpus() -> usize {
+    // Without a driver there are none.
+    candle_core::cuda_backend::cudarc::driver::CudaContext::device_count().map_or(0, |n| n.max(0) as usize)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn n_gpus() -> usize {
+    0
 }
 
 fn cuda(index: usize) -> Result<Device> {

@@ -19,6 +19,7 @@ pub mod data;
 pub mod diffusion;
 pub mod model;
 pub mod ops;
+pub mod ranks;
 
 pub mod vision;
 

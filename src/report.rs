@@ -2,7 +2,10 @@
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
-    sync::LazyLock,
+    sync::{
+        LazyLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -10,8 +13,29 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// All bars, so that a line printed while one is drawn does not tear it.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
+/// Of many processes one speaks for all.
+static IS_HUSHED: AtomicBool = AtomicBool::new(false);
+static ARE_ERRORS_HUSHED: AtomicBool = AtomicBool::new(false);
+
+/// From now on this process says nothing but its errors: another one does the same and says it.
+pub fn hush() {
+    IS_HUSHED.store(true, Ordering::Relaxed);
+}
+
+/// From now on its errors are told elsewhere too.
+pub fn hush_errors() {
+    ARE_ERRORS_HUSHED.store(true, Ordering::Relaxed);
+}
+
+fn is_hushed() -> bool {
+    IS_HUSHED.load(Ordering::Relaxed)
+}
+
 /// One line of results on stdout. Hand its error on: a reader that went away (`| head`) then ends the program quietly.
 pub fn result(line: impl AsRef<str>) -> io::Result<()> {
+    if is_hushed() {
+        return Ok(());
+    }
     BARS.suspend(|| {
         let mut stdout = io::stdout().lock();
         writeln!(stdout, "{}", line.as_ref())?;
@@ -21,17 +45,31 @@ pub fn result(line: impl AsRef<str>) -> io::Result<()> {
 
 /// What the program does or found, for the one who watches.
 pub fn note(line: impl AsRef<str>) {
+    if !is_hushed() {
+        to_stderr(line.as_ref());
+    }
+}
+
+/// The same where each of many processes has something of its own to say: none of them is hushed.
+pub fn note_of_any(line: impl AsRef<str>) {
     to_stderr(line.as_ref());
 }
 
 /// What may surprise, though the work goes on.
 pub fn warn(line: impl AsRef<str>) {
-    to_stderr(&format!("{} {}", labelled("warning:", "33"), line.as_ref()));
+    note(format!("{} {}", labelled("warning:", "33"), line.as_ref()));
+}
+
+/// The same of what one of many processes alone has met.
+pub fn warn_of_any(line: impl AsRef<str>) {
+    note_of_any(format!("{} {}", labelled("warning:", "33"), line.as_ref()));
 }
 
 /// Why the work stopped, with all its causes, on one line.
 pub fn error(error: &anyhow::Error) {
-    to_stderr(&format!("{} {error:#}", labelled("error:", "31")));
+    if !ARE_ERRORS_HUSHED.load(Ordering::Relaxed) {
+        to_stderr(&format!("{} {error:#}", labelled("error:", "31")));
+    }
 }
 
 /// Clap's own answer: help and version on stdout, a usage error on stderr.
@@ -63,7 +101,7 @@ fn bar(len: u64, what: String, template: &str) -> ProgressBar {
 
 /// Whether bars are drawn; where they are not, long work notes plain lines.
 pub fn has_bars() -> bool {
-    io::stderr().is_terminal()
+    io::stderr().is_terminal() && !is_hushed()
 }
 
 fn to_stderr(line: &str) {

@@ -19,7 +19,7 @@ use world::World;
 fn planned_and_taken(world: &World, kind: ObjectiveKind, settings: &[&str]) -> (f64, f64) {
     let config = world.config(kind, settings);
     let mut objective = world.objective(&config).expect("an objective");
-    let plan = MemoryPlan::of(&config, objective.as_mut(), &Device::Cpu).expect("a plan");
+    let plan = MemoryPlan::of(&config, objective.as_mut(), Share::WHOLE, &Device::Cpu).expect("a plan");
     let mut step = || accumulate(objective.as_mut(), 0, Share::WHOLE, config.run.micro_batch).expect("a step");
     // Pictures are encoded in the first one.
     step();

@@ -55,7 +55,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    ops::fit_threads();
+    ops::fit_threads(std::thread::available_parallelism().ok().map(usize::from));
     ops::keep_freed_memory();
     match run(Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,

@@ -27,18 +27,20 @@ mod train;
 
 use std::{io, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::Parser as _;
 
 use crate::{
     cli::{Cli, Command},
     invalid::is_invalid,
-    ops, report,
+    ops,
+    ranks::{self, watch::Loss},
+    report,
 };
 
 /// Runs the program; the exit code is 0 done, 1 failed, 2 wrong usage or config.
 pub fn run() -> ExitCode {
-    ops::fit_threads();
+    ops::fit_threads(ranks::launch::own_cpus());
     ops::keep_freed_memory();
     match Cli::try_parse() {
         Ok(cli) => exit_code(dispatch(cli.command)),
@@ -62,6 +64,16 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::pages(&args),
     }
+}
+
+/// Ends this process at once: one that it works with is gone, and its main thread waits for that one in a call that has no
+/// way out. What is being written has a temporary name.
+fn end_without(loss: Loss) {
+    if !loss.is_told {
+        let advice = "the last checkpoint stays as it was; run the same command again to go on";
+        report::error(&anyhow!("{}; {advice}", loss.message));
+    }
+    signal_hook::low_level::exit(FAILED.into());
 }
 
 const DONE: u8 = 0;

@@ -85,7 +85,7 @@ impl BrokenSamples {
         let n_met = self.n_met.fetch_add(1, Ordering::Relaxed) + 1;
         if n_met <= Self::MAX_TOLD || n_met.is_power_of_two() {
             let count = if n_met > 1 { format!(" ({n_met} so far)") } else { String::new() };
-            report::warn(format!("broken, skipped: {}{count}", sample.message));
+            report::warn_of_any(format!("broken, skipped: {}{count}", sample.message));
         }
         // A dry run has no folder.
         if !self.list.parent().is_some_and(Path::is_dir) {
@@ -94,12 +94,13 @@ impl BrokenSamples {
         let write = || -> Result<()> {
             let _alone = self.writing.lock().expect("no panic under the lock");
             let mut file = OpenOptions::new().create(true).append(true).open(&self.list)?;
-            Ok(writeln!(file, "{}: {}", sample.source, sample.message.replace('\n', " "))?)
+            // In one write, so that the lines of many processes do not mix.
+            Ok(file.write_all(format!("{}: {}\n", sample.source, sample.message.replace('\n', " ")).as_bytes())?)
         };
         if let Err(error) = write().with_context(|| self.list.display().to_string())
             && n_met <= Self::MAX_TOLD
         {
-            report::warn(format!("broken samples cannot be listed: {error:#}"));
+            report::warn_of_any(format!("broken samples cannot be listed: {error:#}"));
         }
     }
 

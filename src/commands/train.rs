@@ -1,6 +1,7 @@
 //! `jedi train`: a config file becomes a run folder.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
@@ -13,40 +14,69 @@ use crate::data::{Mixture, SetSource};
 use crate::device::Runtime;
 use crate::interrupt::Interrupt;
 use crate::model::HubName;
-use crate::ops::{peak_resident_bytes, set_matmul_precision};
+use crate::ops::{peak_resident_bytes, set_matmul_precision, threads};
+use crate::ranks::Ranks;
 use crate::synth::toybox::HeldOutToys;
 use crate::train::data_settings::SourceConfig;
 use crate::train::optimizer::Optimizer;
 use crate::train::plan::{MemoryPlan, TimePlan, duration, gigabytes};
 use crate::train::settings::ValidationConfig;
-use crate::train::trainer::Outcome;
-use crate::train::{AutoencoderObjective, Hooks, JointObjective, Objective, ObjectiveKind, StepReport, TrainConfig};
+use crate::train::trainer::{Outcome, own_share};
+use crate::train::{
+    AutoencoderObjective, Hooks, JointObjective, Objective, ObjectiveKind, Share, StepReport, TrainConfig,
+};
 use crate::{config, report, train};
 
 pub fn run(args: TrainArgs) -> Result<()> {
-    let settings: TrainConfig = config::load(&args.config, &args.overrides)?;
-    settings.validate().with_context(|| args.config.display().to_string())?;
+    let ranks = Rc::new(Ranks::join()?);
+    if !ranks.is_first() {
+        report::hush();
+    }
+    let outcome = run_among(&ranks, args);
+    // An error that the others do not know of is told here, and its rank is missed by them.
+    if outcome.is_ok() || ranks.has_agreed_to_fail() {
+        ranks.leave();
+        if !ranks.is_first() {
+            report::hush_errors();
+        }
+    }
+    outcome.and_then(|ended| ended.told())
+}
+
+fn run_among(ranks: &Rc<Ranks>, args: TrainArgs) -> Result<Ended> {
+    let settings = ranks.all_succeed(read_settings(&args))?;
     if args.dry_run {
         report::result(config::to_toml(&settings)?.trim_end())?;
     }
-    let on_disk = downloaded(&settings)?;
+    ranks.all_have_same("--config", toml::to_string(&settings)?.as_bytes())?;
+    if !ranks.watch(super::end_without)? {
+        report::warn("some ranks cannot reach the first one by TCP: only the launcher will notice one that is gone");
+    }
+    // One downloads, the others find it in the cache.
+    let on_disk = ranks.on_first(|| downloaded(&settings))?;
+    let on_disk = ranks.all_succeed(on_disk.map_or_else(|| downloaded(&settings), Ok))?;
     let out = args.out.unwrap_or_else(|| default_out(&args.config));
-    let runtime = Runtime::open(args.device.name())?;
-    let interrupt = Interrupt::install()?;
+    let runtime = ranks.all_succeed(Runtime::open_for(args.device.name(), ranks.local_rank()))?;
+    let interrupt = ranks.all_succeed(Interrupt::install())?;
     set_matmul_precision(settings.run.matmul_precision);
 
     let broken = BrokenSamples::new(&out);
-    let mut objective = objective(&on_disk, &runtime, sources::mixture(&on_disk.data, &broken)?)?;
+    let mixture = ranks.all_succeed(sources::mixture(&on_disk.data, &broken))?;
+    let mut objective = ranks.all_succeed(objective(&on_disk, &runtime, mixture))?;
+    ranks.all_have_same("the networks that are trained", shapes(objective.as_ref()).as_bytes())?;
     objective.notices().iter().for_each(report::note);
-    let plan = MemoryPlan::of(&settings, objective.as_mut(), &runtime.device)?;
+    let own = ranks.all_succeed(own_share(ranks, objective.as_ref()))?;
+    let plan = ranks.all_succeed(MemoryPlan::of(&settings, objective.as_mut(), own, &runtime.device))?;
     if args.dry_run {
-        return tell_plan(&settings, objective.as_mut(), &plan);
+        ranks.all_succeed(tell_plan(&settings, objective.as_mut(), own, &plan))?;
+        return Ok(Ended::Tried);
     }
     report::note(plan.describe());
     let parameters: usize = objective.parameters().values().map(|var| var.elem_count()).sum();
-    report::note(format!("{}: training {:.2} M parameters", out.display(), parameters as f64 / 1e6));
+    report::note(format!("{}: training {:.2} M parameters{}", out.display(), parameters as f64 / 1e6, company(ranks)));
     let mut progress = Progress::new(settings.run.steps);
-    let outcome = train::train(
+    let outcome = train::train_among(
+        ranks,
         &settings,
         objective.as_mut(),
         &out,
@@ -67,28 +97,69 @@ pub fn run(args: TrainArgs) -> Result<()> {
             is_interrupted: &|| interrupt.requested(),
         },
     )?;
-    broken.summary().into_iter().for_each(report::note);
-    match outcome {
+    if let Some(summary) = broken.summary() {
+        report::note_of_any(summary);
+    }
+    Ok(match outcome {
         Outcome::Finished => {
             if let Some(most) = peak_resident_bytes() {
                 report::note(format!("at most {} of memory were in use", gigabytes(most)));
             }
-            Ok(report::result(out.join("checkpoints/latest").display().to_string())?)
+            Ended::Finished(out.join("checkpoints/latest"))
         }
-        Outcome::Interrupted(steps) if interrupt.terminated() => {
-            report::note(format!(
-                "ended by SIGTERM after {steps} steps, which are saved; run the same command again to go on"
-            ));
-            Ok(())
-        }
-        Outcome::Interrupted(steps) => {
-            bail!("interrupted after {steps} steps, which are saved; run the same command again to go on")
+        Outcome::Interrupted(steps) if ranks.any(interrupt.terminated()) => Ended::Terminated(steps),
+        Outcome::Interrupted(steps) => Ended::Interrupted(steps),
+    })
+}
+
+/// What is left to tell once the ranks have parted.
+enum Ended {
+    /// With all that was asked for, which is told.
+    Tried,
+    Finished(PathBuf),
+    /// By SIGTERM to any rank.
+    Terminated(u64),
+    Interrupted(u64),
+}
+
+impl Ended {
+    fn told(self) -> Result<()> {
+        match self {
+            Self::Tried => Ok(()),
+            Self::Finished(latest) => Ok(report::result(latest.display().to_string())?),
+            Self::Terminated(steps) => {
+                report::note(format!(
+                    "ended by SIGTERM after {steps} steps, which are saved; run the same command again to go on"
+                ));
+                Ok(())
+            }
+            Self::Interrupted(steps) => {
+                bail!("interrupted after {steps} steps, which are saved; run the same command again to go on")
+            }
         }
     }
 }
 
+fn read_settings(args: &TrainArgs) -> Result<TrainConfig> {
+    let settings: TrainConfig = config::load(&args.config, &args.overrides)?;
+    settings.validate().with_context(|| args.config.display().to_string())?;
+    Ok(settings)
+}
+
+/// Names and sizes of all that is trained.
+fn shapes(objective: &dyn Objective) -> String {
+    objective.parameters().iter().map(|(name, var)| format!("{name} {:?}\n", var.dims())).collect()
+}
+
+fn company(ranks: &Ranks) -> String {
+    match ranks.count() {
+        1 => String::new(),
+        count => format!(" by {count} processes of {} threads here", threads()),
+    }
+}
+
 /// The end of a dry run, as comments behind the settings: the whole is a config file still.
-fn tell_plan(settings: &TrainConfig, objective: &mut dyn Objective, memory: &MemoryPlan) -> Result<()> {
+fn tell_plan(settings: &TrainConfig, objective: &mut dyn Objective, own: Share, memory: &MemoryPlan) -> Result<()> {
     /// Steps that the number of sets in a step is averaged over.
     const SAMPLED: u64 = 1000;
     let (steps, n_sets) = (settings.run.steps, objective.footprint().n_sets);
@@ -106,7 +177,7 @@ fn tell_plan(settings: &TrainConfig, objective: &mut dyn Objective, memory: &Mem
     ))?;
     report::result(format!("# {}", memory.describe()))?;
     let mut optimizer = Optimizer::new(settings, objective.parameters())?;
-    let time = TimePlan::of(settings, objective, &mut optimizer)?;
+    let time = TimePlan::of(settings, objective, own, &mut optimizer)?;
     Ok(report::result(format!("# {}", time.describe(steps)))?)
 }
 

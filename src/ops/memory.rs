@@ -2,24 +2,28 @@
 
 use std::{env, thread};
 
-/// Gives Candle's pool, and with it the kernels, a thread a physical core, but no more than the CPUs that this process may
-/// use. By itself Candle counts the machine's cores, whatever a container's quota or an affinity mask leaves of them, and
-/// threads that wait by spinning are very slow when they outnumber the CPUs. Call first thing in the process. `CANDLE_NUM_THREADS` and
-/// `RAYON_NUM_THREADS` override it; it does nothing where the number of CPUs is not known.
-pub fn fit_threads() {
+/// Gives Candle's pool, and with it the kernels, a thread a physical core, but no more than `cpus`, those that this process
+/// should keep busy (None: not known, and nothing is done). By itself Candle counts the machine's cores, whatever a container's
+/// quota or an affinity mask leaves of them, and threads that wait by spinning are very slow when they outnumber the CPUs. Call
+/// first thing in the process. `CANDLE_NUM_THREADS` and `RAYON_NUM_THREADS` override it.
+pub fn fit_threads(cpus: Option<usize>) {
     let is_set = |name: &str| env::var_os(name).is_some();
-    if is_set(CANDLE_THREADS) || is_set("RAYON_NUM_THREADS") {
+    if is_set(CANDLE_THREADS) || is_set(RAYON_THREADS) {
         return;
     }
-    if let Ok(cpus) = thread::available_parallelism() {
-        let threads = cpus.get().min(candle_core::utils::get_num_threads());
-        // SAFETY: nothing else reads or writes the environment meanwhile: this runs before the process has started a
-        // second thread.
-        unsafe { env::set_var(CANDLE_THREADS, threads.to_string()) }
+    let Some(cpus) = cpus else { return };
+    let threads = cpus.min(candle_core::utils::get_num_threads());
+    // SAFETY: nothing else reads or writes the environment meanwhile: this runs before the process has started a
+    // second thread.
+    unsafe { env::set_var(CANDLE_THREADS, threads.to_string()) }
+    if thread::available_parallelism().is_ok_and(|all| cpus < all.get()) {
+        // SAFETY: as above. Other processes have the rest of the CPUs.
+        unsafe { env::set_var(RAYON_THREADS, cpus.to_string()) }
     }
 }
 
 const CANDLE_THREADS: &str = "CANDLE_NUM_THREADS";
+const RAYON_THREADS: &str = "RAYON_NUM_THREADS";
 
 /// Keeps freed memory in the process. glibc hands large blocks back to the system as soon as they are freed; activations
 /// are large, freed and asked for again at every layer, and each time the system must zero their pages anew. Call once, at

@@ -259,6 +259,11 @@ impl Objective for JointObjective {
         self.feed.fewest_sets()
     }
 
+    fn set_rank_share(&mut self, own: Share) {
+        self.feed.set_rank(own.index, own.count);
+        self.share = own;
+    }
+
     fn set_share(&mut self, share: Share) {
         self.share = share;
     }

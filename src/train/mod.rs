@@ -25,14 +25,16 @@ mod texts;
 mod whitening;
 
 pub mod checkpoints;
+mod desk;
 pub mod events;
 pub mod optimizer;
 pub mod run_folder;
 mod saver;
+mod team;
 
 pub use autoencoder::AutoencoderObjective;
 pub use joint::JointObjective;
 pub use objective::Objective;
 pub use settings::{ObjectiveKind, TrainConfig};
 pub use share::Share;
-pub use trainer::{Hooks, StepReport, train};
+pub use trainer::{Hooks, StepReport, train, train_among};

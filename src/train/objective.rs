@@ -39,6 +39,9 @@ pub trait Objective {
     /// The fewest sets that a step can hold: no step can be shared among more.
     fn fewest_sets(&self) -> usize;
 
+    /// Reads ahead for this share of every batch alone, and computes it: all shares that follow are parts of it.
+    fn set_rank_share(&mut self, own: Share);
+
     /// Computes no more than this share of every batch from now on; at first it is [`Share::WHOLE`].
     fn set_share(&mut self, share: Share);
 

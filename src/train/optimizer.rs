@@ -1,15 +1,19 @@
 //! AdamW over all parameters of an objective, with clipping and averaged weights; its whole state can be saved.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::objective::Weights;
 use super::settings::{OptimizerConfig, TrainConfig};
+use super::team::Team;
 use crate::model::params::NamedVars;
 use crate::ops::{AdamW, Gradients, Moments, global_norm};
+use crate::ranks::Ranks;
 
+const PARAMETER: &str = "parameter";
 const EMA: &str = "ema";
 
 /// What to do about a run that diverges.
@@ -20,13 +24,16 @@ pub struct Optimizer {
     settings: OptimizerConfig,
     total_steps: u64,
     slots: BTreeMap<String, Slot>,
+    /// At work on the slots in their order.
+    team: Team,
     /// Updates made.
     step: u64,
 }
 
 struct Slot {
     parameter: Var,
-    moments: Moments,
+    /// None: another rank has them.
+    moments: Option<Moments>,
 }
 
 /// What an update did.
@@ -41,20 +48,25 @@ pub struct Update {
 impl Optimizer {
     /// At step 0, the averages at the parameters as they are.
     pub fn new(config: &TrainConfig, parameters: &NamedVars) -> Result<Self> {
+        Self::among(&Rc::new(Ranks::alone()), config, parameters)
+    }
+
+    /// The same on many ranks, which all have the same parameters and make every call together.
+    pub fn among(ranks: &Rc<Ranks>, config: &TrainConfig, parameters: &NamedVars) -> Result<Self> {
+        let lengths = parameters.values().map(|parameter| parameter.elem_count()).collect();
+        let team = Team::new(ranks, lengths, config.run.shard_optimizer);
         let mut slots = BTreeMap::new();
-        for (name, parameter) in parameters {
+        for (idx, (name, parameter)) in parameters.iter().enumerate() {
             let zeros = || Var::from_tensor(&parameter.zeros_like()?);
-            let moments = Moments {
-                first: zeros()?,
-                second: zeros()?,
-                ema: match config.optimizer.ema_decay > 0.0 {
-                    true => Some(Var::from_tensor(&parameter.as_detached_tensor().copy()?)?),
-                    false => None,
-                },
+            let moments = || -> Result<Moments> {
+                let average = || Ok::<_, anyhow::Error>(Var::from_tensor(&parameter.as_detached_tensor().copy()?)?);
+                let ema = (config.optimizer.ema_decay > 0.0).then(average).transpose()?;
+                Ok(Moments { first: zeros()?, second: zeros()?, ema })
             };
+            let moments = team.keeps(idx).then(moments).transpose()?;
             slots.insert(name.clone(), Slot { parameter: parameter.clone(), moments });
         }
-        Ok(Self { settings: config.optimizer.clone(), total_steps: config.run.steps, slots, step: 0 })
+        Ok(Self { settings: config.optimizer.clone(), total_steps: config.run.steps, slots, team, step: 0 })
     }
 
     /// Updates made.
@@ -62,17 +74,24 @@ impl Optimizer {
         self.step
     }
 
-    /// One update. Every parameter must have a finite gradient: one without it would silently never train.
+    /// One update. Every parameter must have a finite gradient: one without it would silently never train. On many ranks
+    /// each gives the gradients of its share of the batch.
     pub fn update(&mut self, mut gradients: Gradients) -> Result<Update> {
-        let mut own = Vec::with_capacity(self.slots.len());
-        for (name, slot) in &self.slots {
-            let gradient = gradients
+        let take = |(name, slot): (&String, &Slot)| {
+            gradients
                 .remove(slot.parameter.as_tensor())
-                .with_context(|| format!("parameter {name} got no gradient; the network does not use it"))?;
-            own.push(gradient);
-        }
+                .with_context(|| format!("parameter {name} got no gradient; the network does not use it"))
+        };
+        let own = self.slots.iter().map(take).collect::<Result<Vec<Tensor>>>();
+        let own = self.team.ranks().all_succeed(own)?;
         drop(gradients);
-        let gradient_norm = global_norm(&own)?;
+        let (own, gradient_norm) = match self.team.has_others() {
+            true => self.team.added_up(own)?,
+            false => {
+                let norm = global_norm(&own)?;
+                (own.into_iter().map(Some).collect(), norm)
+            }
+        };
         if !gradient_norm.is_finite() {
             bail!("the gradient of step {} is not finite; {REMEDY}", self.step);
         }
@@ -89,16 +108,39 @@ impl Optimizer {
             ema_decay: self.settings.ema_decay_at(self.step),
         };
         for (slot, gradient) in self.slots.values().zip(own) {
-            adamw.update(&slot.parameter, &gradient, &slot.moments)?;
+            if let (Some(moments), Some(gradient)) = (&slot.moments, gradient) {
+                adamw.update(&slot.parameter, &gradient, moments)?;
+            }
+        }
+        if self.team.is_sharded() {
+            self.team.share_weights(&self.slots.values().map(|slot| &slot.parameter).collect::<Vec<_>>())?;
         }
         self.step += 1;
         Ok(Update { lr, gradient_norm })
     }
 
     /// The averaged weights (without averaging: the weights): what is validated, sampled from and written as the model.
-    pub fn averaged(&self) -> Weights {
-        let best = |slot: &Slot| slot.moments.ema.as_ref().unwrap_or(&slot.parameter).as_detached_tensor();
-        self.slots.iter().map(|(name, slot)| (name.clone(), best(slot))).collect()
+    pub fn averaged(&self) -> Result<Weights> {
+        let named = |(idx, (name, slot)): (usize, (&String, &Slot))| {
+            let average = match self.is_averaged() {
+                true => self.part(idx, slot, slot.moments.as_ref().and_then(|moments| moments.ema.as_ref()))?,
+                false => slot.parameter.as_detached_tensor(),
+            };
+            Ok((name.clone(), average))
+        };
+        self.slots.iter().enumerate().map(named).collect()
+    }
+
+    fn is_averaged(&self) -> bool {
+        self.settings.ema_decay > 0.0
+    }
+
+    /// A part of the state that `own` holds here, or its owner elsewhere.
+    fn part(&self, idx: usize, slot: &Slot, own: Option<&Var>) -> Result<Tensor> {
+        match own {
+            Some(own) if !self.team.is_sharded() => Ok(own.as_detached_tensor()),
+            own => self.team.owners_tensor(idx, &slot.parameter, own),
+        }
     }
 
     /// Whether every parameter is still a number; a diverged run's state is not worth keeping.
@@ -112,52 +154,104 @@ impl Optimizer {
         Ok(true)
     }
 
-    /// Everything that the next update depends on: `parameter.`, `first.`, `second.` and, with averaging, `ema.` of each name.
-    pub fn state(&self) -> Weights {
-        let mut state = Weights::new();
-        for (name, slot) in &self.slots {
-            for (kind, var) in slot.parts() {
-                state.insert(format!("{kind}.{name}"), var.as_detached_tensor());
-            }
-        }
-        state
+    /// Everything that the next update depends on, whoever has it: `parameter.`, `first.`, `second.` and, with averaging,
+    /// `ema.` of each name. On many ranks the first one gets it, the others nothing.
+    pub fn state(&self) -> Result<Weights> {
+        self.state_by(Ok)
     }
 
     /// [`Optimizer::state`] as it is now, on the host: later updates do not change it. It takes as much memory once more.
     pub fn snapshot(&self) -> Result<Weights> {
-        let copy = |tensor: Tensor| match tensor.device() {
-            Device::Cpu => tensor.copy(),
-            _ => tensor.to_device(&Device::Cpu),
-        };
-        self.state().into_iter().map(|(name, tensor)| Ok((name, copy(tensor)?.detach()))).collect()
+        self.state_by(|tensor| {
+            let copy = match tensor.device() {
+                Device::Cpu => tensor.copy()?,
+                _ => tensor.to_device(&Device::Cpu)?,
+            };
+            Ok(copy.detach())
+        })
     }
 
-    /// Continues from a saved [`Optimizer::state`] after `step` updates. Averaging that the run had not before begins here.
-    pub fn restore(&mut self, mut state: Weights, step: u64) -> Result<()> {
-        for (name, slot) in &self.slots {
-            for (kind, var) in slot.parts() {
-                let own = format!("{kind}.{name}");
-                let saved = match state.remove(&own) {
-                    None if kind == EMA => slot.parameter.as_detached_tensor(),
-                    saved => saved.with_context(|| format!("tensor {own} is missing"))?,
+    /// `hold` takes what is here; what comes from elsewhere is a copy already.
+    fn state_by(&self, hold: impl Fn(Tensor) -> Result<Tensor>) -> Result<Weights> {
+        let mut state = Weights::new();
+        for (idx, (name, slot)) in self.slots.iter().enumerate() {
+            for (kind, var) in self.parts(slot) {
+                let is_everywhere = kind == PARAMETER || !self.team.is_sharded();
+                let part = match var.filter(|_| is_everywhere) {
+                    Some(_) if !self.team.ranks().is_first() => continue,
+                    Some(var) => hold(var.as_detached_tensor())?,
+                    None => self.team.owners_tensor(idx, &slot.parameter, var)?,
                 };
-                let name = own;
-                ensure!(
-                    saved.dims() == var.dims(),
-                    "tensor {name} has shape {:?}, this run needs {:?}",
-                    saved.dims(),
-                    var.dims()
-                );
-                ensure!(saved.dtype() == var.dtype(), "tensor {name} is {:?}, not {:?}", saved.dtype(), var.dtype());
-                var.set(&saved.to_device(var.device())?)?;
+                if self.team.ranks().is_first() {
+                    state.insert(format!("{kind}.{name}"), part);
+                }
             }
         }
-        let is_average = |name: &str| name.strip_prefix(EMA).is_some_and(|rest| rest.starts_with('.'));
-        let is_averaged = self.settings.ema_decay > 0.0;
-        if let Some(extra) = state.keys().find(|name| is_averaged || !is_average(name)) {
-            bail!("tensor {extra} does not belong to this run");
+        Ok(state)
+    }
+
+    /// Continues from a saved [`Optimizer::state`] after `step` updates, whatever the number of ranks that saved it. On many
+    /// ranks the first one has it. Averaging that the run had not before begins here.
+    pub fn restore(&mut self, mut state: Weights, step: u64) -> Result<()> {
+        self.team.ranks().on_first(|| self.check(&state))?;
+        for (name, slot) in &self.slots {
+            for (kind, var) in self.parts(slot) {
+                let saved = match state.remove(&format!("{kind}.{name}")) {
+                    None if kind == EMA => Some(slot.parameter.as_detached_tensor()),
+                    saved => saved,
+                };
+                let saved = match (saved, self.team.has_others()) {
+                    (Some(saved), false) => saved,
+                    (saved, _) => self.team.first_ranks_tensor(&slot.parameter, saved.as_ref())?,
+                };
+                if let Some(var) = var {
+                    var.set(&saved.to_device(var.device())?)?;
+                }
+            }
         }
         self.step = step;
+        Ok(())
+    }
+
+    /// What is saved of a slot; None where another rank has it.
+    fn parts<'a>(&self, slot: &'a Slot) -> impl Iterator<Item = (&'static str, Option<&'a Var>)> + use<'a> {
+        let moments = slot.moments.as_ref();
+        let own = [
+            (PARAMETER, Some(&slot.parameter)),
+            ("first", moments.map(|moments| &moments.first)),
+            ("second", moments.map(|moments| &moments.second)),
+        ];
+        let ema = (EMA, moments.and_then(|moments| moments.ema.as_ref()));
+        own.into_iter().chain(self.is_averaged().then_some(ema))
+    }
+
+    /// Refuses a state that is not of these parameters. Averages may be missing, and are passed over where the run has none.
+    fn check(&self, state: &Weights) -> Result<()> {
+        for (name, slot) in &self.slots {
+            for (kind, _) in self.parts(slot) {
+                let (name, like) = (format!("{kind}.{name}"), &slot.parameter);
+                let Some(saved) = state.get(&name) else {
+                    ensure!(kind == EMA, "tensor {name} is missing");
+                    continue;
+                };
+                ensure!(
+                    saved.dims() == like.dims(),
+                    "tensor {name} has shape {:?}, this run needs {:?}",
+                    saved.dims(),
+                    like.dims()
+                );
+                ensure!(saved.dtype() == like.dtype(), "tensor {name} is {:?}, not {:?}", saved.dtype(), like.dtype());
+            }
+        }
+        let is_of_run = |full: &str| {
+            full.split_once('.').is_some_and(|(kind, name)| {
+                let has_part = |slot| self.parts(slot).any(|(known, _)| known == kind);
+                (kind == EMA && !self.is_averaged()) || self.slots.get(name).is_some_and(has_part)
+            })
+        };
+        if let Some(extra) = state.keys().find(|name| !is_of_run(name)) {
+            bail!("tensor {extra} does not belong to this run");
+        }
         Ok(())
     }
 }
@@ -171,16 +265,8 @@ pub fn averaged_in(state: &Weights) -> Weights {
         state.iter().filter_map(own).collect()
     };
     match of(EMA) {
-        averaged if averaged.is_empty() => of("parameter"),
+        averaged if averaged.is_empty() => of(PARAMETER),
         averaged => averaged,
-    }
-}
-
-impl Slot {
-    fn parts(&self) -> impl Iterator<Item = (&'static str, &Var)> {
-        let Moments { first, second, ema } = &self.moments;
-        let ema = ema.as_ref().map(|ema| (EMA, ema));
-        [("parameter", &self.parameter), ("first", first), ("second", second)].into_iter().chain(ema)
     }
 }
 

@@ -53,19 +53,26 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// For a run whose networks are there, but no optimizer yet. On the CPU it tries the networks, which takes about as long as a step
+    /// For a run whose networks are there, but no optimizer yet, and for a rank with its own share of every batch. On the CPU it tries the networks, which takes about as long as a step
     /// of a few pictures at most.
-    pub fn of(config: &TrainConfig, objective: &mut dyn Objective, device: &Device) -> Result<Self> {
+    pub fn of(config: &TrainConfig, objective: &mut dyn Objective, own: Share, device: &Device) -> Result<Self> {
         let trained: u64 = objective.parameters().values().map(|var| bytes_of(var.as_tensor())).sum();
         let footprint = objective.footprint();
         let is_averaged = config.optimizer.ema_decay > 0.0;
-        let optimizer = trained * (2 + u64::from(is_averaged));
+        let all_moments = trained * (2 + u64::from(is_averaged));
+        let is_sharded = config.run.shard_optimizer && own.count > 1;
+        let optimizer = if is_sharded { all_moments / own.count as u64 } else { all_moments };
         let weights = trained + footprint.untrained_bytes;
         // Moments and averages are made later.
         let rest = resident_bytes().map_or(0, |resident| resident.saturating_sub(weights));
-        let snapshot = if config.run.save_beside { trained + optimizer } else { 0 };
-        let (step, is_in_parts) = (0, parts(objective, 0, Share::WHOLE, config.run.micro_batch) > 1);
-        let n_sets = objective.shape(step).total().div_ceil(footprint.images);
+        let snapshot = match (own.index, config.run.save_beside, is_sharded) {
+            (0, true, _) => trained + all_moments,
+            // The first rank writes the moments of all.
+            (0, false, true) => all_moments,
+            _ => 0,
+        };
+        let (step, is_in_parts) = (0, parts(objective, 0, own, config.run.micro_batch) > 1);
+        let n_sets = objective.shape(step).total().div_ceil(footprint.images).div_ceil(own.count);
         let sets = match config.run.micro_batch {
             0 => n_sets,
             images => (images / footprint.images).clamp(1, n_sets),
@@ -178,13 +185,18 @@ pub struct TimePlan {
 }
 
 impl TimePlan {
-    /// Times a part of the first step until it has run three times behind a first one, or for 20 seconds, and one update.
-    /// The weights move by it: what was trialled is not to be trained on.
-    pub fn of(config: &TrainConfig, objective: &mut dyn Objective, optimizer: &mut Optimizer) -> Result<Self> {
+    /// Times a part of a rank's share of the first step until it has run three times behind a first one, or for 20 seconds, and
+    /// one update. The weights move by it: what was trialled is not to be trained on.
+    pub fn of(
+        config: &TrainConfig,
+        objective: &mut dyn Objective,
+        own: Share,
+        optimizer: &mut Optimizer,
+    ) -> Result<Self> {
         const SECS: f64 = 20.0;
         let shape = objective.shape(0);
-        let count = parts(objective, 0, Share::WHOLE, config.run.micro_batch);
-        let part = Share::WHOLE.part(0, count);
+        let count = parts(objective, 0, own, config.run.micro_batch);
+        let part = own.part(0, count);
         let images = part.range(shape.sets).len() * shape.images;
         let (began, mut passes, mut last) = (Instant::now(), vec![], None);
         while passes.len() < 4 && (passes.is_empty() || began.elapsed().as_secs_f64() < SECS) {
@@ -192,22 +204,23 @@ impl TimePlan {
             last = Some(pass(objective, 0, part)?.1);
             passes.push(start.elapsed().as_secs_f64());
         }
-        objective.set_share(Share::WHOLE);
+        objective.set_share(own);
         let start = Instant::now();
         last.map(|gradients| optimizer.update(gradients)).transpose()?;
         let update = start.elapsed().as_secs_f64();
         // The first one reads data and makes buffers.
         let timed = if passes.len() > 1 { &passes[1..] } else { &passes[..] };
         let mean = timed.iter().sum::<f64>() / timed.len() as f64;
-        let secs_per_step = mean * shape.total() as f64 / images as f64 + update;
+        let own_images = own.range(shape.sets).len() * shape.images;
+        let secs_per_step = mean * own_images as f64 / images as f64 + update;
         Ok(Self { secs_per_step, n_passes: timed.len(), images })
     }
 
     /// One line for people.
     pub fn describe(&self, steps: u64) -> String {
         format!(
-            "time: {} for {steps} steps of {:.3} s, from {} timed passes of {} images and an update; validation, checkpoints \
-             and previews come on top",
+            "time: {} for {steps} steps of {:.3} s, from {} timed passes of {} images and an update; validation, checkpoints, \
+             previews and what processes send each other come on top",
             duration(self.secs_per_step * steps as f64),
             self.secs_per_step,
             self.n_passes,

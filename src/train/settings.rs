@@ -161,6 +161,10 @@ pub struct RunConfig {
     /// Keep less for the gradients and compute the U-Net's stages twice: slower, in less memory.
     #[serde(default)]
     pub gradient_checkpointing: bool,
+    /// Many ranks: each keeps the moments and averages of its part of the parameters alone (ZeRO stage 1), which takes less
+    /// memory and nothing else.
+    #[serde(default)]
+    pub shard_optimizer: bool,
     /// Steps between validations; 0: none.
     #[serde(default = "default_every")]
     pub validate_every: u64,

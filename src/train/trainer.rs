@@ -2,22 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use image::RgbImage;
 use serde::Serialize;
 
-use super::checkpoints::{CheckpointInfo, Keep, SavedState, Snapshot};
-use super::events::EventFile;
+use super::checkpoints::{CheckpointInfo, SavedState, Snapshot};
+use super::desk::Desk;
 use super::objective::Objective;
 use super::optimizer::{Optimizer, REMEDY, averaged_in, scalar};
 use super::run_folder::RunFolder;
-use super::saver::{Saved, Saver};
 use super::settings::{ObjectiveKind, TrainConfig};
 use super::share::Share;
 use crate::invalid::invalid;
 use crate::ops::{self, Gradients};
+use crate::ranks::Ranks;
 use crate::sha256::sha256_hex;
 
 /// What the caller does while training goes on.
@@ -58,7 +59,7 @@ pub struct StepReport {
 
 impl StepReport {
     /// What is drawn as curves.
-    fn curves(&self, images_per_step: usize) -> Vec<(String, f64)> {
+    pub fn curves(&self, images_per_step: usize) -> Vec<(String, f64)> {
         let own = [
             ("loss", self.loss),
             ("lr", self.lr),
@@ -82,35 +83,42 @@ pub enum Outcome {
 }
 
 /// Trains until `run.steps`, from the latest whole checkpoint of the folder where there is one.
-pub fn train(config: &TrainConfig, objective: &mut dyn Objective, out: &Path, mut hooks: Hooks) -> Result<Outcome> {
-    let run = RunFolder::open(out, config)?;
-    let mut optimizer = Optimizer::new(config, objective.parameters())?;
-    let mut saved_step = None;
-    if let Some(saved) = run.checkpoints().latest_state()? {
-        check_vae(&saved, objective, &run)?;
-        for damaged in &saved.passed_over {
-            (hooks.on_notice)(&format!("{damaged}; going on from step {}, the checkpoint before it", saved.step));
-        }
-        optimizer.restore(saved.tensors, saved.step).with_context(|| saved.path.display().to_string())?;
-        saved_step = Some(saved.step);
-    }
-    run.forget_from(optimizer.step())?;
-    let mut events = EventFile::start(run.root(), optimizer.step())?;
-    let keep = Keep { last: config.run.keep_last, every: config.run.keep_every };
-    let mut saver = Saver::new(run.checkpoints().clone(), keep);
+pub fn train(config: &TrainConfig, objective: &mut dyn Objective, out: &Path, hooks: Hooks) -> Result<Outcome> {
+    train_among(&Rc::new(Ranks::alone()), config, objective, out, hooks)
+}
+
+/// The same by many ranks, each with its share of every batch. The first one alone touches the folder and calls the hooks,
+/// but for `is_interrupted`: whoever is interrupted, all stop. How it ends is the same on all ranks.
+pub fn train_among(
+    ranks: &Rc<Ranks>,
+    config: &TrainConfig,
+    objective: &mut dyn Objective,
+    out: &Path,
+    mut hooks: Hooks,
+) -> Result<Outcome> {
+    let own = ranks.all_succeed(own_share(ranks, objective))?;
+    objective.set_rank_share(own);
+    let folder = ranks.on_first(|| RunFolder::open(out, config))?;
+    let saved = ranks.on_first(|| latest(first(folder.as_ref())?, objective, &mut hooks))?.flatten();
+    let mut optimizer = ranks.all_succeed(Optimizer::among(ranks, config, objective.parameters()))?;
+    let mut saved_step = restore(ranks, saved, &mut optimizer)?;
+    let mut desk = ranks.on_first(|| Desk::open(first(folder)?, config, optimizer.step()))?;
     while optimizer.step() < config.run.steps {
         let (started, step) = (Instant::now(), optimizer.step());
-        let mut report = match advance(config, objective, &mut optimizer) {
+        let mut report = match advance(ranks, config, objective, own, &mut optimizer) {
             Ok(report) => report,
             Err(error) => {
                 // The parameters are still those before this step.
-                let is_new = saved_step != Some(step);
-                let saved = saver.wait().and_then(|_| match is_new {
-                    true => saver.start(snapshot(config, objective, &optimizer)?).and_then(|()| saver.wait()),
-                    false => Ok(None),
+                let saved = ranks.on_first(|| first(desk.as_mut())?.finish()).and_then(|_| {
+                    let is_new = saved_step != Some(step);
+                    let snapshot = is_new.then(|| snapshot(ranks, config, objective, &optimizer)).transpose()?;
+                    ranks.on_first(|| {
+                        let desk = first(desk.as_mut())?;
+                        snapshot.map_or(Ok(()), |snapshot| desk.start(snapshot).and_then(|()| desk.finish()))
+                    })
                 });
                 let fate = match saved {
-                    Ok(_) => format!("is saved in {}", run.root().display()),
+                    Ok(_) => format!("is saved in {}", out.display()),
                     Err(cause) => format!("could not be saved ({cause:#})"),
                 };
                 return Err(error.context(format!("training stopped at step {step}; the state before it {fate}")));
@@ -119,23 +127,29 @@ pub fn train(config: &TrainConfig, objective: &mut dyn Objective, out: &Path, mu
         report.images = (step + 1) * config.run.images_per_step as u64;
         let is_last = step + 1 == config.run.steps;
         if is_due(step + 1, config.run.validate_every) || is_last {
-            report.validation_loss = Some(validate(objective, &optimizer)?);
-            let parts = objective.held_out_parts().iter().filter(|(_, _, sets)| *sets > 0);
-            report.validation = parts.map(|(name, sum, sets)| (name.clone(), sum / *sets as f64)).collect();
+            report.validation_loss = Some(validate(ranks, objective, &optimizer)?);
+            report.validation = held_out_parts(ranks, objective);
         }
         report.seconds = started.elapsed().as_secs_f64();
-        run.record(&report)?;
-        events.numbers(step + 1, &report.curves(config.run.images_per_step))?;
-        (hooks.on_step)(&report);
-        let is_interrupted = (hooks.is_interrupted)();
+        ranks.on_first(|| {
+            first(desk.as_mut())?.record(&report, config.run.images_per_step)?;
+            (hooks.on_step)(&report);
+            Ok(())
+        })?;
+        let is_interrupted = ranks.any((hooks.is_interrupted)());
         let is_over = is_last || is_interrupted;
         if is_due(step + 1, config.run.checkpoint_every) || is_over {
-            show(saver.wait()?, &mut hooks, &mut events)?;
-            saver.start(snapshot(config, objective, &optimizer)?)?;
+            // One at a time.
+            ranks.on_first(|| first(desk.as_mut())?.wait(&mut hooks))?;
+            let snapshot = snapshot(ranks, config, objective, &optimizer)?;
+            ranks.on_first(|| first(desk.as_mut())?.start(snapshot))?;
             saved_step = Some(step + 1);
         }
-        let saved = if is_over || !config.run.save_beside { saver.wait() } else { saver.finished() };
-        show(saved?, &mut hooks, &mut events)?;
+        let is_awaited = is_over || !config.run.save_beside;
+        ranks.on_first(|| {
+            let desk = first(desk.as_mut())?;
+            if is_awaited { desk.wait(&mut hooks) } else { desk.show_finished(&mut hooks) }
+        })?;
         if is_interrupted && !is_last {
             return Ok(Outcome::Interrupted(step + 1));
         }
@@ -143,13 +157,43 @@ pub fn train(config: &TrainConfig, objective: &mut dyn Objective, out: &Path, mu
     Ok(Outcome::Finished)
 }
 
-/// Tells of a checkpoint that is there now, and puts its picture into the record.
-fn show(saved: Option<Saved>, hooks: &mut Hooks, events: &mut EventFile) -> Result<()> {
-    let Some(Saved { step, folder }) = saved else { return Ok(()) };
-    match (hooks.on_checkpoint)(step, &folder)? {
-        Some(picture) => events.picture(step, "preview", &picture),
-        None => Ok(()),
+/// This rank's share of every batch; refuses more ranks than there are sets in a step.
+pub fn own_share(ranks: &Ranks, objective: &dyn Objective) -> Result<Share> {
+    let (count, sets) = (ranks.count(), objective.fewest_sets());
+    if count > sets {
+        return Err(invalid(format!(
+            "run.images_per_step: leaves {sets} sets to a step, too few for {count} processes; raise it, or start fewer"
+        )));
     }
+    Ok(Share { index: ranks.rank(), count })
+}
+
+/// What the first rank has, for its own work.
+fn first<T>(own: Option<T>) -> Result<T> {
+    own.context("only the first rank has it")
+}
+
+/// The state that the run goes on from, if it is not new.
+fn latest(run: &RunFolder, objective: &dyn Objective, hooks: &mut Hooks) -> Result<Option<SavedState>> {
+    let saved = run.checkpoints().latest_state()?;
+    if let Some(saved) = &saved {
+        check_vae(saved, objective, run)?;
+        for damaged in &saved.passed_over {
+            (hooks.on_notice)(&format!("{damaged}; going on from step {}, the checkpoint before it", saved.step));
+        }
+    }
+    Ok(saved)
+}
+
+/// Goes on from what the first rank has found, if anything: its number of updates.
+fn restore(ranks: &Ranks, saved: Option<SavedState>, optimizer: &mut Optimizer) -> Result<Option<u64>> {
+    if !ranks.any(saved.is_some()) {
+        return Ok(None);
+    }
+    let step = ranks.sum(saved.as_ref().map_or(0.0, |saved| saved.step as f64)) as u64;
+    let (tensors, path) = saved.map(|saved| (saved.tensors, saved.path)).unwrap_or_default();
+    optimizer.restore(tensors, step).with_context(|| path.display().to_string())?;
+    Ok(Some(step))
 }
 
 /// Latents of another VAE mean something else: a run would go on as if nothing were wrong, and unlearn what it knew.
@@ -168,13 +212,21 @@ fn is_due(step: u64, every: u64) -> bool {
     every > 0 && step.is_multiple_of(every)
 }
 
-fn advance(config: &TrainConfig, objective: &mut dyn Objective, optimizer: &mut Optimizer) -> Result<StepReport> {
+/// One step, on all ranks or on none.
+fn advance(
+    ranks: &Ranks,
+    config: &TrainConfig,
+    objective: &mut dyn Objective,
+    own: Share,
+    optimizer: &mut Optimizer,
+) -> Result<StepReport> {
     let step = optimizer.step();
-    let (value, gradients) = accumulate(objective, step, Share::WHOLE, config.run.micro_batch)?;
-    let update = optimizer.update(gradients)?;
+    let (value, gradients) = ranks.all_succeed(accumulate(objective, step, own, config.run.micro_batch))?;
+    let loss = ranks.sum(value);
+    let update = ranks.all_succeed(optimizer.update(gradients))?;
     Ok(StepReport {
         step,
-        loss: value,
+        loss,
         lr: update.lr,
         gradient_norm: update.gradient_norm,
         seconds: 0.0,
@@ -228,8 +280,9 @@ pub fn accumulate(
 }
 
 /// The held-out loss. If it is not finite, the update before it broke the weights: they are not worth saving.
-fn validate(objective: &mut dyn Objective, optimizer: &Optimizer) -> Result<f64> {
-    let value = objective.validate(&optimizer.averaged())?;
+fn validate(ranks: &Ranks, objective: &mut dyn Objective, optimizer: &Optimizer) -> Result<f64> {
+    let averaged = ranks.all_succeed(optimizer.averaged())?;
+    let value = ranks.sum(ranks.all_succeed(objective.validate(&averaged))?);
     if !value.is_finite() {
         bail!(
             "the held-out loss after {} steps is {value}; the last checkpoint stays as it was; {REMEDY}",
@@ -239,14 +292,20 @@ fn validate(objective: &mut dyn Objective, optimizer: &Optimizer) -> Result<f64>
     Ok(value)
 }
 
-/// What a checkpoint of this moment is made of.
-fn snapshot(config: &TrainConfig, objective: &dyn Objective, optimizer: &Optimizer) -> Result<Snapshot> {
-    if !optimizer.is_finite()? {
-        bail!(
-            "the weights after {} steps are not finite; the last checkpoint stays as it was; {REMEDY}",
-            optimizer.step()
-        );
-    }
+/// The last held-out loss by its parts.
+fn held_out_parts(ranks: &Ranks, objective: &dyn Objective) -> BTreeMap<String, f64> {
+    let parts = objective.held_out_parts();
+    let own: Vec<f64> = parts.iter().flat_map(|(_, sum, sets)| [*sum, *sets as f64]).collect();
+    let all = ranks.sums(&own);
+    let means = parts.iter().zip(all.chunks(2)).filter(|(_, all)| all[1] > 0.0);
+    means.map(|((name, ..), all)| (name.clone(), all[0] / all[1])).collect()
+}
+
+/// What a checkpoint of this moment is made of; on other ranks than the first without the weights.
+fn snapshot(ranks: &Ranks, config: &TrainConfig, objective: &dyn Objective, optimizer: &Optimizer) -> Result<Snapshot> {
+    ranks.all_succeed(check_finite(optimizer))?;
+    let state = if config.run.save_beside { optimizer.snapshot() } else { optimizer.state() };
+    let state = ranks.all_succeed(state)?;
     let channel_order = match config.objective {
         ObjectiveKind::Joint => ["noisy", "mask", "reference"].map(String::from).to_vec(),
         ObjectiveKind::Autoencoder => vec![],
@@ -260,6 +319,15 @@ fn snapshot(config: &TrainConfig, objective: &dyn Objective, optimizer: &Optimiz
         config_hash: sha256_hex(toml::to_string(config)?.as_bytes()),
         hashes: None,
     };
-    let state = if config.run.save_beside { optimizer.snapshot()? } else { optimizer.state() };
     Ok(Snapshot { info, model: averaged_in(&state), state, write_model: objective.writer()? })
+}
+
+fn check_finite(optimizer: &Optimizer) -> Result<()> {
+    if !optimizer.is_finite()? {
+        bail!(
+            "the weights after {} steps are not finite; the last checkpoint stays as it was; {REMEDY}",
+            optimizer.step()
+        );
+    }
+    Ok(())
 }

@@ -165,7 +165,7 @@ fn averaged_weights_follow_their_formula() {
     let mut optimizer = Optimizer::new(&config, objective.parameters()).unwrap();
     let start = weights(objective.as_ref());
     losses_on_one_batch(objective.as_mut(), &mut optimizer, 1);
-    let (end, averaged) = (weights(objective.as_ref()), optimizer.averaged());
+    let (end, averaged) = (weights(objective.as_ref()), optimizer.averaged().unwrap());
     // ema ← decay·ema + (1 − decay)·parameter, the decay of the first update being (1 + 0) / (10 + 0).
     let decay = config.optimizer.ema_decay_at(0);
     assert_eq!(decay, 0.1);
