@@ -15,6 +15,9 @@ use crate::ops::alike_in_any_batch;
 /// at 512².
 const LATENT_PIXELS_A_BATCH: usize = 32_768;
 
+/// Makes the final latents of the sets of these numbers, whose share of the given noise comes with them.
+type PaintBatch<'a> = &'a mut dyn FnMut(Range<usize>, Option<&GivenNoise>) -> Result<Tensor>;
+
 /// What sets must have in common to go together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BatchKey {
@@ -76,14 +79,13 @@ impl Pipeline {
         })
     }
 
-    /// Sets of one shape, so many at once as go well; `paint` makes the final latents of those of its numbers from their share
-    /// of the given noise. On the CPU a picture has the same bits in any batch.
+    /// Sets of one shape, so many at once as go well. On the CPU a picture has the same bits in any batch.
     pub(super) fn in_batches(
         &self,
         requests: &[SetRequest],
         settings: &SampleSettings,
         given: Option<&GivenNoise>,
-        paint: &mut dyn FnMut(Range<usize>, Option<&GivenNoise>) -> Result<Tensor>,
+        paint: PaintBatch,
     ) -> Result<Painted> {
         self.check_size(settings.size)?;
         let first = requests.first().context("nothing to paint: no set was asked for")?;

@@ -75,9 +75,12 @@ impl Manner {
 /// Hears of every step done; its error ends the painting.
 type OnStep<'a> = &'a mut dyn FnMut() -> Result<()>;
 
+/// Paints a picture an ask.
+type Paint<'a, A, T> = &'a mut dyn FnMut(&[A], OnStep) -> Result<Vec<T>>;
+
 /// One picture an ask, all asks at once; if that fails, one by one: a bad ask must not cost the others their pictures. Stops
 /// between two steps when `interrupt` is raised.
-fn each<A, T>(interrupt: &Interrupt, asks: &[A], paint: &mut dyn FnMut(&[A], OnStep) -> Result<Vec<T>>) -> Answers<T> {
+fn each<A, T>(interrupt: &Interrupt, asks: &[A], paint: Paint<A, T>) -> Answers<T> {
     let mut some = |asks: &[A]| {
         interrupt.check()?;
         paint(asks, &mut || interrupt.check())
