@@ -33,6 +33,8 @@ mod captions;
 mod diffusion;
 #[path = "parity/families.rs"]
 mod families;
+#[path = "parity/painting.rs"]
+mod painting;
 #[path = "parity/samplers.rs"]
 mod samplers;
 #[path = "parity/sampling.rs"]

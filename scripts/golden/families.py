@@ -5,7 +5,12 @@ import json
 import shutil
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    DDIMScheduler,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionXLPipeline,
+)
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from . import diffusion, networks, samplers, vocabulary
@@ -17,6 +22,7 @@ WIDTH_2, POOLED, SIZE_WIDTH = 24, 12, 4  # of the second text encoder, of what i
 GRADIENT_TOLERANCE = 5e-4  # set beforehand; 1.4e-4 was seen
 TEXT_TOLERANCE, TEXT_GRADIENT_TOLERANCE, RUN_TOLERANCE = 1.5e-6, 6e-6, 1e-5
 SIDE, STEPS, SCALE = 16, 5, 3.0
+EDIT_SCALE, IMAGE_SCALE = 7.5, 1.5  # of the text and of the picture
 
 # What stands in stabilityai/stable-diffusion-xl-base-1.0's scheduler/.
 SCHEDULER = {
@@ -134,6 +140,13 @@ def edit_eps(network, inputs, images):
     return couple(network, images)(joined, timesteps, encoder_hidden_states=inputs["context"]).sample
 
 
+def edit_unet():
+    """One level, eight channels."""
+    one_level = dict(block_out_channels=[6], attention_head_dim=2, norm_num_groups=2)
+    cross = dict(down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"])
+    return networks.unet(seed=25, in_channels=8, **one_level, **cross)
+
+
 def write_cases(path, network, cases, predict, seed, **facts):
     """eps, loss and a digest of the gradients, for each set size."""
     stored = {}
@@ -148,9 +161,7 @@ def write_cases(path, network, cases, predict, seed, **facts):
 def write_unets(folder):
     cases = {images: xl_inputs(generator(600 + images), 2, images) for images in (1, 2, 3)}
     write_cases(folder / "unet-xl-cases.safetensors", xl_unet().double(), cases, xl_eps, 600)
-    one_level = dict(block_out_channels=[6], attention_head_dim=2, norm_num_groups=2)
-    cross = dict(down_block_types=["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"])
-    network = networks.unet(seed=25, in_channels=8, **one_level, **cross)
+    network = edit_unet()
     config = {name: value for name, value in network.config.items() if not name.startswith("_use_default")}
     save(folder / "unet-edit.safetensors", network.state_dict(), 610, config=config)
     cases = {images: inputs_for(generator(610 + images), 2, images, (6, 4)) for images in (1, 2)}
@@ -297,9 +308,58 @@ def write_inpainting(folder):
     )
     stored = {name: case[name] for name in ("target", "reference", "pictures")}
     stored["plain"] = run.images
+    # Around known parts: masks of every level, 255 where nothing is known, 127 and 128 among them.
+    own = generator(651)
+    kept = torch.randint(0, 256, (2, 3, 16, 16), generator=own).double()
+    levels = torch.randint(0, 256, (2, 1, 16, 16), generator=own).double()
+    levels[:, :, ::2, ::2] = torch.tensor([0.0, 127.0, 128.0, 255.0]).double().repeat(2, 1, 8, 2)
+    stored["kept"], stored["levels"] = kept, levels
+    pipeline._encode_vae_image = lambda image, generator: models.latents((image + 1) * 127.5)
+    pictures = dict(image=kept / 255, mask_image=levels / 255)
+    run = in_double(pipeline, case["texts"][1:], latents=case["target"].clone(), **pictures, **settings)
+    stored["masked"] = run.images
     stored["training-free"] = in_double(diffusion.sample, models, case, dict(scale=SCALE), blank=blank)
     facts = dict(texts=case["texts"], steps=STEPS, scale=SCALE, tolerance=RUN_TOLERANCE)
     save(folder / "sampling-inpainting.safetensors", stored, 650, **facts)
+
+
+@torch.no_grad()
+def write_edits(folder):
+    """The U-Net of unet-edit.safetensors with the other networks of tiny-pipeline/: InstructPix2Pix with its two scales."""
+    random = generator(660)
+    models = diffusion.Models(folder)
+    case = {
+        "target": normal(random, 2, 4, 8, 8),
+        "pictures": torch.randint(0, 256, (2, 3, 16, 16), generator=random).double(),
+    }
+    texts = ["turn it into a watercolour", "make it night"]
+    pipeline = StableDiffusionInstructPix2PixPipeline(
+        vae=models.vae,
+        text_encoder=models.text,
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tiny-pipeline" / "tokenizer"),
+        unet=edit_unet().double(),
+        scheduler=networks.scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    scales = dict(guidance_scale=EDIT_SCALE, image_guidance_scale=IMAGE_SCALE)
+    stored = dict(case)
+    for name, scheduler in (("ddim", networks.scheduler()), ("euler", samplers.scheduler("euler"))):
+        pipeline.scheduler = scheduler
+        run = in_double(
+            pipeline,
+            texts,
+            image=case["pictures"] / 255,
+            latents=case["target"].clone(),
+            num_inference_steps=STEPS,
+            output_type="latent",
+            **scales,
+        )
+        stored[name] = run.images
+    facts = dict(texts=texts, steps=STEPS, text_scale=EDIT_SCALE, image_scale=IMAGE_SCALE, tolerance=RUN_TOLERANCE)
+    save(folder / "sampling-edit.safetensors", stored, 660, **facts)
 
 
 def write(folder):
@@ -307,4 +367,5 @@ def write(folder):
     write_texts(folder)
     write_velocity(folder)
     write_inpainting(folder)
+    write_edits(folder)
     write_runs(folder, write_pipeline(folder / "tiny-xl"))

@@ -20,7 +20,12 @@ pub fn open(name: &str, tokenizer: Option<&Path>) -> Result<Files> {
 
 /// The files of a model of which only `parts` are needed.
 pub fn open_parts(name: &str, tokenizer: Option<&Path>, parts: &[Part]) -> Result<Files> {
-    let files = find(name, tokenizer, parts)?;
+    open_for("--model", name, tokenizer, parts)
+}
+
+/// [`open_parts`] of a model that `option` names, a flag or a setting.
+pub fn open_for(option: &str, name: &str, tokenizer: Option<&Path>, parts: &[Part]) -> Result<Files> {
+    let files = find(option, name, tokenizer, parts)?;
     let second = |part: &Part| Some((*part, part.second_files()?, part.second_in_words()));
     let mut needed: Vec<_> = parts.iter().map(|part| (*part, part.files(), part.in_words())).collect();
     if has_two_text_encoders(&files)? {
@@ -30,14 +35,17 @@ pub fn open_parts(name: &str, tokenizer: Option<&Path>, parts: &[Part]) -> Resul
     if needed.is_empty() {
         return Ok(files);
     }
-    let wrong = |cause: String| Err(invalid(format!("--model {name}: {cause}")));
+    let wrong = |cause: String| Err(invalid(format!("{option} {name}: {cause}")));
     if Path::new(name).is_file() {
         if needed.iter().all(|(part, ..)| *part == Part::Tokenizer) {
-            return wrong(
-                "a single file has no tokenizer; give --tokenizer DIR, the `tokenizer/` of any Stable Diffusion folder or a \
-                 copy of openai/clip-vit-large-patch14 (vocab.json, merges.txt), or put it beside the file as `tokenizer/`"
-                    .into(),
-            );
+            let from = "the `tokenizer/` of any Stable Diffusion folder or a copy of openai/clip-vit-large-patch14 (vocab.json, \
+                        merges.txt)";
+            let beside = "beside the file as `tokenizer/`";
+            let way_out = match option.starts_with("--") {
+                true => format!("give --tokenizer DIR, {from}, or put it {beside}"),
+                false => format!("put {from} {beside}"),
+            };
+            return wrong(format!("a single file has no tokenizer; {way_out}"));
         }
         // A tokenizer that is given is for both text encoders.
         let has_tokenizer = Part::Tokenizer.files().iter().any(|file| files.contains(file));
@@ -66,16 +74,16 @@ pub fn open_network(option: &str, name: &str) -> Result<Files> {
     }
 }
 
-fn find(name: &str, tokenizer: Option<&Path>, parts: &[Part]) -> Result<Files> {
+fn find(option: &str, name: &str, tokenizer: Option<&Path>, parts: &[Part]) -> Result<Files> {
     let path = Path::new(name);
     let mut files = if name == "toybox" {
         Files::Embedded(toybox::FILES)
     } else if path.is_file() {
-        single_file(name, path)?
+        single_file(option, name, path)?
     } else if path.is_dir() {
         Files::Folder(path.to_owned())
     } else {
-        Files::Folder(from_hub("--model", name, parts)?)
+        Files::Folder(from_hub(option, name, parts)?)
     };
     if let Some(folder) = tokenizer {
         files = files.with_tokenizer(tokenizer_folder(folder)?);
@@ -114,11 +122,11 @@ pub fn language_model(option: &str, name: &str) -> Result<PathBuf> {
 }
 
 /// A whole model in one file.
-fn single_file(name: &str, path: &Path) -> Result<Files> {
-    pickle::refuse(name, path)?;
+fn single_file(option: &str, name: &str, path: &Path) -> Result<Files> {
+    pickle::refuse(option, name, path)?;
     let file = SingleFile::open(path).map_err(|error| match is_invalid(&error) {
-        true => invalid(format!("--model {error:#}")),
-        false => error.context("--model"),
+        true => invalid(format!("{option} {error:#}")),
+        false => error.context(option.to_owned()),
     })?;
     if let Some(notice) = file.notice() {
         report::note(notice);

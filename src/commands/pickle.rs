@@ -13,10 +13,10 @@ const WAY_OUT: &str = "import sys, torch, safetensors.torch as s; c = torch.load
      weights_only=True); s.save_file({k: v.clone().contiguous() for k, v in c.get('state_dict', c).items() if \
      torch.is_tensor(v)}, sys.argv[2])";
 
-/// Refuses the file if it is a pickle, bare or in PyTorch's zip.
-pub fn refuse(name: &str, path: &Path) -> Result<()> {
+/// Refuses the file that `option` names if it is a pickle, bare or in PyTorch's zip.
+pub fn refuse(option: &str, name: &str, path: &Path) -> Result<()> {
     let mut start = [0; 9];
-    let mut file = File::open(path).with_context(|| format!("--model {name}"))?;
+    let mut file = File::open(path).with_context(|| format!("{option} {name}"))?;
     // A shorter file is none; what it is, its reader will say. The header of safetensors stands behind its length, which may
     // look like anything.
     let may_be = file.read_exact(&mut start).is_ok() && start[8] != b'{';
@@ -27,7 +27,7 @@ pub fn refuse(name: &str, path: &Path) -> Result<()> {
     }
     let safe = path.with_extension("safetensors");
     Err(invalid(format!(
-        "--model {name}: is a Python pickle, which may run anything when it is opened; make a .safetensors file of it and \
+        "{option} {name}: is a Python pickle, which may run anything when it is opened; make a .safetensors file of it and \
          give that: python3 -c \"{WAY_OUT}\" {name} {}",
         safe.display()
     )))
@@ -44,7 +44,7 @@ mod tests {
         let outcome = |name: &str, bytes: &[u8]| {
             let path = folder.path().join(name);
             std::fs::write(&path, bytes).unwrap();
-            refuse("M", &path)
+            refuse("--model", "M", &path)
         };
         let (zip, bare) = (&b"PK\x03\x04 a zip"[..], &b"\x80\x02}q a pickle"[..]);
         for (name, bytes) in [("sd.ckpt", &b""[..]), ("sd.bin", b"1234"), ("sd", zip), ("sd.safetensors", bare)] {

@@ -1,5 +1,7 @@
 //! Painting many sets: which of them go through the networks at once.
 
+use std::ops::Range;
+
 use anyhow::{Context as _, Result};
 use candle_core::Tensor;
 
@@ -12,6 +14,9 @@ use crate::ops::alike_in_any_batch;
 /// Latent pixels (images · branches · h · w) that go through the U-Net at once: two sets of one reference and one target
 /// at 512².
 const LATENT_PIXELS_A_BATCH: usize = 32_768;
+
+/// Makes the final latents of the sets of these numbers, whose share of the given noise comes with them.
+type PaintBatch<'a> = &'a mut dyn FnMut(Range<usize>, Option<&GivenNoise>) -> Result<Tensor>;
 
 /// What sets must have in common to go together.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,15 +74,18 @@ impl Pipeline {
         given: Option<&GivenNoise>,
         watch: &mut dyn FnMut(&Step) -> Result<()>,
     ) -> Result<Painted> {
-        alike_in_any_batch(|| self.paint_batches(requests, settings, given, watch))
+        self.in_batches(requests, settings, given, &mut |batch, given| {
+            self.paint_batch(&requests[batch], settings, given, watch)
+        })
     }
 
-    fn paint_batches(
+    /// Sets of one shape, so many at once as go well. On the CPU a picture has the same bits in any batch.
+    pub(super) fn in_batches(
         &self,
         requests: &[SetRequest],
         settings: &SampleSettings,
         given: Option<&GivenNoise>,
-        watch: &mut dyn FnMut(&Step) -> Result<()>,
+        paint: PaintBatch,
     ) -> Result<Painted> {
         self.check_size(settings.size)?;
         let first = requests.first().context("nothing to paint: no set was asked for")?;
@@ -86,15 +94,18 @@ impl Pipeline {
             let targets = requests.len() * n_targets;
             given.validate(targets, n_references, settings.steps, self.latent_shape(settings.size))?;
         }
-        let mut latents = Vec::new();
-        let mut painted = 0;
-        for batch in requests.chunks(self.sets_at_once(requests, settings)) {
-            let own = given.map(|given| given.of_targets(painted, batch.len() * n_targets)).transpose()?;
-            latents.push(self.paint_batch(batch, settings, own.as_ref(), watch)?);
-            painted += batch.len() * n_targets;
-        }
-        let latents = Tensor::cat(&latents, 0)?; // [k, c, h, w]
-        Ok(Painted { images: self.pictures_of(&latents, settings)?, latents })
+        let at_once = self.sets_at_once(requests, settings);
+        alike_in_any_batch(|| {
+            let mut latents = Vec::new();
+            for first in (0..requests.len()).step_by(at_once) {
+                let batch = first..(first + at_once).min(requests.len());
+                let own =
+                    given.map(|given| given.of_targets(first * n_targets, batch.len() * n_targets)).transpose()?;
+                latents.push(paint(batch, own.as_ref())?);
+            }
+            let latents = Tensor::cat(&latents, 0)?; // [k, c, h, w]
+            Ok(Painted { images: self.pictures_of(&latents, settings)?, latents })
+        })
     }
 
     /// Steps that [`Pipeline::paint`] will report.

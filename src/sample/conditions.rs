@@ -104,6 +104,20 @@ impl Pipeline {
         Ok(Conditions { told, channels, key_weights })
     }
 
+    /// The same of sets of one picture, whose network is given `channels` beside the noisy latents.
+    ///
+    /// # Shapes
+    /// - channels `[branches·b, extra, h, w]`
+    pub(super) fn conditions_beside(
+        &self,
+        sets: &[SetRequest],
+        channels: &Tensor,
+        settings: &SampleSettings,
+    ) -> Result<Conditions> {
+        let told = self.told(sets, settings.guidance.branches(), settings.size)?;
+        Ok(Conditions { told, channels: Some(channels.to_dtype(self.runtime.dtype)?), key_weights: None })
+    }
+
     /// The references' weights and masks at the latents' size, 1 for the new images, `[b·n, h, w]`; None where all are 1.
     fn key_weights(&self, sets: &[SetRequest], settings: &SampleSettings) -> Result<Option<Tensor>> {
         let is_plain = |reference: &Reference| reference.weight == 1.0 && reference.mask.is_none();

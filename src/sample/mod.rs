@@ -1,10 +1,11 @@
 //! Sampling: references and prompts become pictures. Read `request` (what is asked), `pipeline` (the model), `batches` (many
-//! sets), `conditions` and `walk` (one batch), `kept` (around known parts), `pictures` (the autoencoder), then `noise`, then `gallery` (the files) and
-//! `preview`.
+//! sets), `conditions` and `walk` (one batch), `kept` (around known parts), `edit` (by instructions), `pictures` (the
+//! autoencoder), then `noise`, then `gallery` (the files) and `preview`.
 
 pub mod attention_map;
 mod batches;
 mod conditions;
+mod edit;
 pub mod gallery;
 mod kept;
 pub mod noise;
@@ -13,9 +14,11 @@ mod pictures;
 pub mod pipeline;
 mod preview;
 pub mod request;
+mod sides;
 mod walk;
 
 pub use batches::BatchKey;
+pub use edit::{Edit, Editor};
 pub use gallery::Gallery;
 pub use kept::Kept;
 pub use noise::GivenNoise;
@@ -23,4 +26,5 @@ pub use picture_file::settings_of;
 pub use pipeline::Pipeline;
 pub use preview::LatentColours;
 pub use request::{Painted, Reference, SampleSettings, SetRequest};
+pub use sides::Sides;
 pub use walk::Step;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 
+use super::sides::Sides;
 use crate::device::Runtime;
 use crate::diffusion::{NoiseSchedule, ScheduleConfig};
 use crate::invalid::invalid;
@@ -29,11 +30,16 @@ pub struct Pipeline {
 impl Pipeline {
     /// Loads all parts. `is_coupled` false leaves every image's self-attention to itself.
     pub fn load(files: &Files, runtime: &Runtime, is_coupled: bool) -> Result<Self> {
+        check_channels(&files.describe("unet/config.json"), &files.json("unet/config.json")?)?;
+        Self::of_any_kind(files, runtime, is_coupled)
+    }
+
+    /// The same of a U-Net with any input channels: what they are given is the caller's business.
+    pub(super) fn of_any_kind(files: &Files, runtime: &Runtime, is_coupled: bool) -> Result<Self> {
         let unet_config: UnetConfig = files.json("unet/config.json")?;
         let vae_config: VaeConfig = files.json("vae/config.json")?;
         let schedule: ScheduleConfig = files.json("scheduler/scheduler_config.json")?;
         let name = files.describe("unet/config.json");
-        check_channels(&name, &unet_config)?;
         let prompts = PromptEncoder::load(files, runtime)?;
         check_fit(&name, &unet_config, &prompts, &vae_config)?;
         let (unet, _) = JointUnet::new(&unet_config, files.params("unet", runtime, false)?)?;
@@ -55,15 +61,19 @@ impl Pipeline {
         Self { probe: Some(probe), ..self }
     }
 
+    /// The sides of the pictures that it can paint.
+    pub fn sides(&self) -> Sides {
+        Sides::of(self.unet.config(), self.vae.config())
+    }
+
     /// Side of the pictures that the model was made for, in pixels.
     pub fn native_size(&self) -> usize {
-        let f = self.vae.config().downscale();
-        self.unet.config().sample_size.map_or(512, |latent| latent * f)
+        self.sides().native
     }
 
     /// Side of a picture must be a multiple of this.
     pub fn size_multiple(&self) -> usize {
-        self.vae.config().downscale() << (self.unet.config().block_out_channels.len() - 1)
+        self.sides().multiple
     }
 
     /// What it reads prompts with.
@@ -89,12 +99,7 @@ impl Pipeline {
 
     /// Refuses a side that the networks cannot halve as often as they must.
     pub fn check_size(&self, size: usize) -> Result<()> {
-        let multiple = self.size_multiple();
-        if size > 0 && size.is_multiple_of(multiple) {
-            return Ok(());
-        }
-        let near = (size / multiple).max(1) * multiple;
-        Err(invalid(format!("--size {size}: this model takes multiples of {multiple} pixels, such as {near}")))
+        self.sides().check("--size", size)
     }
 
     /// Text embeddings, each different text encoded once.
@@ -134,7 +139,7 @@ fn check_channels(name: &str, config: &UnetConfig) -> Result<()> {
     };
     Err(invalid(format!(
         "{name}: in_channels {inputs} {is}; `jedi sample` takes {c} (Stable Diffusion) or {} (joint: noisy, mask, reference); \
-         `jedi inspect eps` runs InstructPix2Pix's too",
+         `jedi inspect eps` runs InstructPix2Pix's too, and `jedi synth-data` changes styles with it",
         2 * c + 1
     )))
 }

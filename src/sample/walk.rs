@@ -70,6 +70,28 @@ impl Pipeline {
         walk.run(&noise.start(device)?, &mut predict, &mut |step| noise.fresh_at(step, device))
     }
 
+    /// The final latents of sets of one picture without references, `[b, c, h, w]`. `revise` hears of every call of the
+    /// network, and may put another output in the place of the guided one.
+    pub(super) fn paint_alone(
+        &self,
+        sets: &[SetRequest],
+        conditions: &Conditions,
+        settings: &SampleSettings,
+        given: Option<&GivenNoise>,
+        revise: &mut dyn FnMut(Level, &Tensor, Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let device = &self.runtime.device;
+        let shape = SetShape::new(sets.len(), 1);
+        let seeds: Vec<&[u64]> = sets.iter().map(|set| set.seeds.as_slice()).collect();
+        let noise = BatchNoise { seeds: &seeds, references: 0, latent: self.latent_shape(settings.size), given };
+        let walk = settings.sampler.walk(&self.schedule, settings.steps)?;
+        let mut predict = |_: usize, level: Level, x: &Tensor| -> Result<Tensor> {
+            let predictions = self.predict(x, level, conditions, shape, settings)?;
+            revise(level, x, settings.restraint.combine(settings.guidance, &predictions)?)
+        };
+        walk.run(&noise.start(device)?, &mut predict, &mut |step| noise.fresh_at(step, device))
+    }
+
     /// One prediction a branch, `[b·n, c, h, w]` each, f32 whatever the network computes in.
     pub(super) fn predict(
         &self,

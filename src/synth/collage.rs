@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::draft::Draft;
+use super::painting::SamplerName;
 use super::patience::{Patience, answers};
 use super::settings::Common;
 use super::stage::{CollageAsk, Stage};
@@ -16,15 +17,31 @@ pub const VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CollageSettings {
-    /// `toybox`: drawn sheets of toys; else a text-to-image model.
+    /// `toybox`: drawn sheets of toys; else a text-to-image model, Stable Diffusion 1, 2 or XL: a folder, a single file or its
+    /// name on the hub.
     pub model: String,
     /// The prompt; `{prompt}` stands for the object's description, `{object}` for its name.
     pub prompt: String,
+    /// Of such a model: side of the collages in pixels; 0: what it was made for.
+    pub size: usize,
+    /// Likewise: denoising steps.
+    pub steps: usize,
+    /// Likewise: guidance scale.
+    pub guidance: f64,
+    /// Likewise: how one noise level follows another.
+    pub sampler: SamplerName,
 }
 
 impl Default for CollageSettings {
     fn default() -> Self {
-        Self { model: "toybox".into(), prompt: "photos of the same {prompt}, on a plain background".into() }
+        Self {
+            model: "toybox".into(),
+            prompt: "photos of the same {prompt}, on a plain background".into(),
+            size: 0,
+            steps: 30,
+            guidance: 5.0,
+            sampler: SamplerName::default(),
+        }
     }
 }
 

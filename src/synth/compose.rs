@@ -5,6 +5,7 @@ use image::{GrayImage, Luma, Rgb, RgbImage, Rgba, RgbaImage, imageops};
 use serde::{Deserialize, Serialize};
 
 use super::draft::{Draft, Picture, pictures_of};
+use super::painting::SamplerName;
 use super::patience::{Patience, answers};
 use super::settings::Common;
 use super::stage::{Area, Cutout, InpaintAsk, Stage};
@@ -18,7 +19,8 @@ pub const VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ComposeSettings {
-    /// `toybox`: the embedded model by the replacement trick; else an inpainting model.
+    /// `toybox`: the embedded model by the replacement trick; else a folder, a single file or a name on the hub of Stable
+    /// Diffusion for inpainting, or of any other Stable Diffusion or jedi model, by the replacement trick too.
     pub model: String,
     /// Smallest share of the picture's side that the longer side of an instance takes.
     pub min_scale: f64,
@@ -28,11 +30,16 @@ pub struct ComposeSettings {
     pub steps: usize,
     /// Guidance scale.
     pub guidance: f64,
+    /// How one noise level follows another.
+    pub sampler: SamplerName,
+    /// Side of the pictures in pixels; 0: what the model was made for.
+    pub size: usize,
 }
 
 impl Default for ComposeSettings {
     fn default() -> Self {
-        Self { model: "toybox".into(), min_scale: 0.5, max_scale: 0.75, steps: 20, guidance: 3.0 }
+        let sampler = SamplerName::default();
+        Self { model: "toybox".into(), min_scale: 0.5, max_scale: 0.75, steps: 20, guidance: 3.0, sampler, size: 0 }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Same-subject sets made by the program: the procedural toybox, drawn on demand or written to disk, and the pipeline of the
 //! paper's Algorithm 1. Of the pipeline read `stage` (what is done, and the openings for models), `draft` (a set on its way),
-//! the stages from `prompts` to `score`, the models (`embedded` are in the program, `seeing` finds, cuts out and compares,
-//! `captioner` describes pictures, `chat` writes prompts), then how the work is done: `tool` (models), `patience` (asking again),
+//! the stages from `prompts` to `score`, the models (`embedded` are in the program, `painting` is Stable Diffusion, `seeing`
+//! finds, cuts out and compares, `captioner` describes pictures, `chat` writes prompts), then how the work is done: `tool` (models), `patience` (asking again),
 //! `saved` (what is kept between stages), `job` (how work is cut up), `pipeline` (the run), `finish` (shards), `yields` and
 //! `page` (the report).
 
@@ -26,6 +26,7 @@ pub mod embedded;
 
 pub mod captioner;
 pub mod chat;
+pub mod painting;
 mod patience;
 mod saved;
 mod seeing;

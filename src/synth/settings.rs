@@ -75,6 +75,19 @@ pub struct Common {
     pub memory_gb: f64,
     /// Write masks of the things, too.
     pub masks: bool,
+    /// In which Stable Diffusion computes; on a GPU bf16 is faster and takes half the memory.
+    pub dtype: NumberFormat,
+}
+
+/// A number format of networks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum NumberFormat {
+    #[default]
+    F32,
+    Bf16,
+    F16,
 }
 
 impl Default for Common {
@@ -90,6 +103,7 @@ impl Default for Common {
             batch: 16,
             memory_gb: 16.0,
             masks: false,
+            dtype: NumberFormat::default(),
         }
     }
 }
@@ -106,7 +120,9 @@ impl SynthConfig {
             ("sets.attempts", sets.attempts, 100),
             ("sets.batch", sets.batch as u64, 10_000),
             ("instances.max_instances", self.instances.max_instances as u64, 250),
+            ("collage.steps", self.collage.steps as u64, 1000),
             ("compose.steps", self.compose.steps as u64, 1000),
+            ("stylise.steps", self.stylise.steps as u64, 1000),
             ("prompts.max_tokens", self.prompts.max_tokens as u64, 100_000),
             ("prompts.tries", self.prompts.tries as u64, 20),
             ("caption.beams", self.caption.beams as u64, 64),
@@ -146,7 +162,13 @@ impl SynthConfig {
                 return Err(invalid(format!("{} = {low}: is more than {} = {high}", names[0], names[1])));
             }
         }
-        for (name, value) in [("sets.memory_gb", sets.memory_gb), ("compose.guidance", compose.guidance)] {
+        for (name, value) in [
+            ("sets.memory_gb", sets.memory_gb),
+            ("collage.guidance", self.collage.guidance),
+            ("compose.guidance", compose.guidance),
+            ("stylise.text_guidance", self.stylise.text_guidance),
+            ("stylise.image_guidance", self.stylise.image_guidance),
+        ] {
             if !(value.is_finite() && value >= 0.0) {
                 return Err(invalid(format!("{name} = {value}: must be a number, 0 or more")));
             }
@@ -162,6 +184,20 @@ impl SynthConfig {
         }
         if !self.collage.prompt.contains("{prompt}") && !self.collage.prompt.contains("{object}") {
             return Err(invalid("collage.prompt: names neither {prompt} nor {object}; say where they stand"));
+        }
+        for (name, size) in
+            [("collage.size", self.collage.size), ("compose.size", compose.size), ("stylise.size", self.stylise.size)]
+        {
+            if size > 4096 {
+                return Err(invalid(format!("{name} = {size}: must lie in [0, 4096]; 0 leaves it to the model")));
+            }
+        }
+        if !self.stylise.instruction.contains("{style}") {
+            return Err(invalid("stylise.instruction: does not name {style}; say where it stands"));
+        }
+        // `<|` stands between the captions of a set on disk, and a style may stand in one.
+        if let Some(style) = self.stylise.styles.iter().find(|style| style.trim().is_empty() || style.contains("<|")) {
+            return Err(invalid(format!("stylise.styles: {style:?} is no style; name it in words")));
         }
         Ok(())
     }
@@ -220,11 +256,11 @@ impl SynthConfig {
                 let endpoint = (own.model == ENDPOINT).then_some(&self.endpoint.model);
                 json!([common, own, self.objects()?, endpoint])
             }
-            Stage::Collage => json!(self.collage),
+            Stage::Collage => json!([self.collage, sets.dtype]),
             Stage::Instances => json!([self.instances, sets.min_images]),
             Stage::Affinity => json!(self.affinity),
-            Stage::Compose => json!(self.compose),
-            Stage::Stylise => json!(self.stylise),
+            Stage::Compose => json!([self.compose, sets.dtype]),
+            Stage::Stylise => json!([self.stylise, sets.dtype]),
             Stage::Caption => json!(self.caption),
             Stage::Score => json!(self.score),
         };
@@ -274,6 +310,11 @@ mod tests {
         assert!(refusal(|c| c.sets.memory_gb = -1.0).starts_with("sets.memory_gb = -1: "));
         assert!(refusal(|c| c.prompts.temperature = 2.5).starts_with("prompts.temperature = 2.5: "));
         assert!(refusal(|c| c.caption.beams = 0).starts_with("caption.beams = 0: "));
+        assert!(refusal(|c| c.collage.steps = 0).starts_with("collage.steps = 0: "));
+        assert!(refusal(|c| c.stylise.image_guidance = -1.0).starts_with("stylise.image_guidance = -1: "));
+        assert!(refusal(|c| c.compose.size = 5000).starts_with("compose.size = 5000: "));
+        assert!(refusal(|c| c.stylise.instruction = "older".into()).starts_with("stylise.instruction: "));
+        assert!(refusal(|c| c.stylise.styles = vec!["a|<|b".into()]).starts_with("stylise.styles: "));
     }
 
     #[test]

@@ -228,7 +228,7 @@ pub struct InpaintAsk<'a> {
 
 /// Gives pictures another style.
 pub trait Styler {
-    /// The styles that it can be asked for.
+    /// The styles that it can be asked for, as captions call them.
     fn styles(&self) -> Vec<String>;
 
     /// Pictures of the same size.

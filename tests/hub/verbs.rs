@@ -178,6 +178,31 @@ fn a_plan_of_a_data_set_tells_what_will_be_downloaded_and_downloads_nothing() {
 }
 
 #[test]
+fn a_plan_of_a_data_set_counts_painters_without_downloading_them() {
+    let mut model = tiny();
+    model.insert("unet/diffusion_pytorch_model.safetensors".to_owned(), vec![0; 70_000_000]);
+    let (home, server) = (tempfile::tempdir().unwrap(), Server::new(model));
+    let config = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/synth-toybox.toml");
+    let out = home.path().join("sets").display().to_string();
+    let args = ["synth-data", "--config", config, "--sets", "8", "--dry-run", "--out", &out, "--device", "cpu"];
+    let stages = ["collage", "compose", "stylise"];
+    let settings = stages.map(|stage| format!("{stage}.model=someone/toybox"));
+    let changes = settings.iter().flat_map(|setting| ["--set", setting.as_str()]);
+    let outcome = jedi(&home, server.url(), &[], &args.into_iter().chain(changes).collect::<Vec<_>>());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    for stage in stages {
+        let line = format!("{stage}: someone/toybox (0.1 GB, 0.1 GB of it to be downloaded)");
+        assert!(outcome.stderr.contains(&line), "{line}: {}", outcome.stderr);
+    }
+    let is_download = |line: &str| line.starts_with("GET") && !line.contains("/api/");
+    assert!(
+        server.log().iter().all(|asked| !is_download(&asked.line) || asked.line.contains("model_index.json")),
+        "{:?}",
+        server.log()
+    );
+}
+
+#[test]
 fn a_plan_of_a_data_set_counts_language_models_without_downloading_them() {
     let model = Model::from([
         ("config.json".to_owned(), b"{}".to_vec()),

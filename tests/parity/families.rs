@@ -145,7 +145,7 @@ fn the_second_tokenizer_pads_with_its_own_token_and_the_null_text_is_zeros() {
     assert_eq!((encoded.context.dim(D::Minus1).unwrap(), pooled.dims()), (40, &[2, 12][..]));
 }
 
-fn copy_folder(from: &Path, to: &Path) {
+pub fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let (path, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));

@@ -3,6 +3,7 @@
 mod dry_run;
 mod language;
 mod networks;
+mod painters;
 mod tools;
 
 use std::path::Path;

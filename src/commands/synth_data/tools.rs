@@ -6,16 +6,15 @@ use anyhow::{Context as _, Result};
 
 use super::language;
 use super::networks::network;
+use super::painters::{self, Painting};
 use crate::commands::models;
 use crate::device::Runtime;
 use crate::interrupt::Interrupt;
 use crate::invalid::invalid;
 use crate::model::{Files, HubName};
-use crate::sample::Pipeline;
-use crate::sha256::sha256_hex;
 use crate::synth::embedded::{
-    Filter, Grammar, Layout, Palette, PipelinePainter, PlainGround, PromptAsCaption, Scenes, filter, grammar, layout,
-    painter, palette, plain_ground, repeat,
+    Filter, Grammar, Layout, Palette, PlainGround, PromptAsCaption, Scenes, filter, grammar, layout, palette,
+    plain_ground, repeat,
 };
 use crate::synth::settings::{ENDPOINT, SynthConfig};
 use crate::synth::stage::{Captioner, CollagePainter, Detector, Embedder, Inpainter, Prompter, Segmenter, Styler};
@@ -29,9 +28,12 @@ use crate::vision::{ImageEmbedder, ObjectDetector, ObjectSegmenter};
 pub fn open(job: &Job, runtime: &Runtime, interrupt: &Interrupt, is_planned: bool) -> Result<Tools> {
     let config = &job.config;
     let seeing = Seeing { runtime, is_planned };
+    let painting = Painting::new(config, runtime, interrupt, is_planned)?;
+    let prompts = prompts(job, runtime, interrupt, is_planned)?;
+    let (compose, side) = compose(config, &painting)?;
     Ok(Tools {
-        prompts: prompts(job, runtime, interrupt, is_planned)?,
-        collage: collage(config)?,
+        prompts,
+        collage: collage(config, &painting)?,
         detect: detector(config, seeing)?,
         segment: segmenter(config, seeing)?,
         identity: embedder("affinity.model", &config.affinity.model, seeing)?,
@@ -41,11 +43,14 @@ pub fn open(job: &Job, runtime: &Runtime, interrupt: &Interrupt, is_planned: boo
         },
         score_identity: scorer("score.model", &config.score.model, &config.affinity.model, seeing)?,
         score_copies: scorer("score.copies_model", &config.score.copies_model, &config.affinity.copies_model, seeing)?,
-        compose: compose(config, runtime)?,
-        stylise: stylise(config)?,
+        compose,
+        stylise: stylise(config, side, &painting)?,
         caption: caption(config, runtime, is_planned)?,
     })
 }
+
+/// Where a Stable Diffusion model may be.
+const PAINTER: &str = "a Stable Diffusion model's folder, .safetensors file or OWNER/NAME on the hub";
 
 fn unknown(option: &str, name: &str, known: &str) -> anyhow::Error {
     invalid(format!("{option} {name}: is no model that this stage knows; use {known}"))
@@ -72,12 +77,13 @@ fn prompts(job: &Job, runtime: &Runtime, interrupt: &Interrupt, is_planned: bool
     }
 }
 
-fn collage(config: &SynthConfig) -> Result<Tool<dyn CollagePainter>> {
+fn collage(config: &SynthConfig, painting: &Painting) -> Result<Tool<dyn CollagePainter>> {
     match config.collage.model.as_str() {
         name @ "toybox" => {
             Ok(Tool::<dyn CollagePainter>::new(Model::code(name, sheet::VERSION), || Ok(Box::new(ToySheets))))
         }
-        other => Err(unknown("collage.model", other, "toybox")),
+        name if models::is_name(name) => painters::collages(config, painting),
+        other => Err(unknown("collage.model", other, &format!("toybox, or {PAINTER}"))),
     }
 }
 
@@ -148,46 +154,22 @@ fn scorer(option: &'static str, name: &str, usual: &str, seeing: Seeing) -> Resu
     }
 }
 
-fn compose(config: &SynthConfig, runtime: &Runtime) -> Result<Tool<dyn Inpainter>> {
+fn compose(config: &SynthConfig, painting: &Painting) -> Result<(Tool<dyn Inpainter>, Option<usize>)> {
     match config.compose.model.as_str() {
-        "toybox" => {
-            let files = models::open("toybox", None)?;
-            let model = embedded_model("toybox", &files);
-            let (steps, guidance, runtime) = (config.compose.steps, config.compose.guidance, runtime.clone());
-            Ok(Tool::<dyn Inpainter>::new(model, move || {
-                let files = models::open("toybox", None)?;
-                let pipeline = Pipeline::load(&files, &runtime, true)?;
-                Ok(Box::new(PipelinePainter::new(pipeline, steps, guidance)))
-            }))
-        }
-        other => Err(unknown("compose.model", other, "toybox")),
+        name if name == "toybox" || models::is_name(name) => painters::scenes(config, painting),
+        other => Err(unknown("compose.model", other, &format!("toybox, or {PAINTER}"))),
     }
 }
 
-fn embedded_model(name: &str, files: &Files) -> Model {
-    let (mut hashes, mut disk_bytes) = (String::new(), 0);
-    if let Files::Embedded(files) = files {
-        for (file, bytes) in *files {
-            hashes += &format!("{file} {}\n", sha256_hex(bytes));
-            disk_bytes += bytes.len() as u64;
-        }
-    }
-    Model {
-        name: name.to_owned(),
-        version: painter::VERSION,
-        hash: sha256_hex(hashes.as_bytes()),
-        // Its files lie in the program.
-        disk_bytes: 0,
-        // Stored in f16, computed in f32, and room for a batch on its way.
-        memory_bytes: 2 * disk_bytes + 500_000_000,
-        ..Model::default()
-    }
-}
-
-fn stylise(config: &SynthConfig) -> Result<Tool<dyn Styler>> {
+fn stylise(config: &SynthConfig, side: Option<usize>, painting: &Painting) -> Result<Tool<dyn Styler>> {
     match config.stylise.model.as_str() {
-        name @ "filter" => Ok(Tool::<dyn Styler>::new(Model::code(name, filter::VERSION), || Ok(Box::new(Filter)))),
-        other => Err(unknown("stylise.model", other, "filter")),
+        name @ "filter" => {
+            // What it does not know shows before anything is done.
+            config.stylise.styles_among(Filter.styles())?;
+            Ok(Tool::<dyn Styler>::new(Model::code(name, filter::VERSION), || Ok(Box::new(Filter))))
+        }
+        name if models::is_name(name) => painters::styles(config, side, painting),
+        other => Err(unknown("stylise.model", other, &format!("filter, or InstructPix2Pix: {PAINTER}"))),
     }
 }
 

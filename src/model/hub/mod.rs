@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow};
 
 pub use self::name::HubName;
-pub use self::needed::gguf_of;
+pub use self::needed::{Needed, gguf_of, needed};
 pub use self::patience::{Failure, Patience, asked_wait};
 pub use self::settings::{Settings, Token};
 
@@ -28,7 +28,7 @@ use self::cache::{Cache, make_folder_of};
 use self::client::{Client, Listing};
 use self::download::Download;
 use self::name::is_commit;
-use self::needed::{JEDI, Needed, needed};
+use self::needed::JEDI;
 use super::Part;
 use crate::invalid::invalid;
 

@@ -1,10 +1,10 @@
 //! What the pipeline can do by itself, without downloads: prompts by a grammar, instances on plain ground, embeddings of
-//! colours and of layout, the embedded toybox model as a painter, colour filters. The collages are in `toybox::sheet`.
+//! colours and of layout, colour filters. The collages are in `toybox::sheet`; scenes are painted by the embedded toybox model with
+//! `painting`.
 
 pub mod filter;
 pub mod grammar;
 pub mod layout;
-pub mod painter;
 pub mod palette;
 pub mod plain_ground;
 pub mod repeat;
@@ -13,7 +13,6 @@ mod words;
 pub use filter::Filter;
 pub use grammar::{Grammar, Scenes, kind_of};
 pub use layout::Layout;
-pub use painter::PipelinePainter;
 pub use palette::Palette;
 pub use plain_ground::PlainGround;
 pub use repeat::PromptAsCaption;
