@@ -81,7 +81,7 @@ pub struct InspectVaeArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectObjectsArgs {
-    /// Grounding DINO in transformers' layout: a folder, or OWNER/NAME[@REVISION] on the hub, such as
+    /// Grounding DINO in transformers' layout: a folder, or OWNER/NAME(@REVISION) on the hub, such as
     /// IDEA-Research/grounding-dino-tiny
     #[arg(long, value_name = "M")]
     pub model: String,
@@ -118,7 +118,7 @@ pub struct InspectObjectsArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectCaptionArgs {
-    /// Folder of a BLIP or BLIP-2 (with OPT) as transformers writes it, or OWNER/NAME[@REVISION] on the hub, such as
+    /// Folder of a BLIP or BLIP-2 (with OPT) as transformers writes it, or OWNER/NAME(@REVISION) on the hub, such as
     /// Salesforce/blip-image-captioning-base or Salesforce/blip2-opt-2.7b
     #[arg(long, value_name = "M")]
     pub model: String,
@@ -147,7 +147,7 @@ pub struct InspectCaptionArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectSimilarityArgs {
-    /// CLIP, DINO or DINOv2 in transformers' layout: a folder, or OWNER/NAME[@REVISION] on the hub, such as
+    /// CLIP, DINO or DINOv2 in transformers' layout: a folder, or OWNER/NAME(@REVISION) on the hub, such as
     /// openai/clip-vit-large-patch14 or facebook/dinov2-base
     #[arg(long, value_name = "M")]
     pub model: String,
@@ -164,7 +164,7 @@ pub struct InspectSimilarityArgs {
 
 #[derive(Debug, Args)]
 pub struct InspectPromptsArgs {
-    /// A .gguf file of a chat model (Qwen3 or Llama 3), a folder with one, or OWNER/NAME[@REVISION] on the hub, such as
+    /// A .gguf file of a chat model (Qwen3 or Llama 3), a folder with one, or OWNER/NAME(@REVISION) on the hub, such as
     /// Qwen/Qwen3-4B-GGUF; with --endpoint what that calls its model
     #[arg(long, value_name = "M")]
     pub model: String,
