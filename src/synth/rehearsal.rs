@@ -130,12 +130,12 @@ fn run(job: &Job) -> Done {
     run_some(job, &mut tools(|_| false, &Counters::default()), usize::MAX)
 }
 
-/// The files of a folder and their bytes, without the report's, which tells seconds.
+/// The files of a folder and their bytes, without the report's, which tells seconds, and the parts' locks.
 fn files(job: &Job) -> BTreeMap<String, Vec<u8>> {
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(&job.folder).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_file() {
+        if path.is_file() && path.extension().is_none_or(|suffix| suffix != "lock") {
             files.insert(path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(&path).unwrap());
         }
     }
