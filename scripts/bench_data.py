@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy
 from PIL import Image
 
-from bench import machine
+from bench import machine, sides
 
 ROOT = Path(__file__).parents[1]
 IMAGES = 3  # of a set
@@ -96,36 +96,26 @@ class Side:
         self.process.wait()
 
 
-def build_jedi():
-    command = ["cargo", "bench", "--locked", "--bench", "data", "--no-run", "--message-format=json"]
-    built = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    for line in built.stdout.splitlines():
-        message = json.loads(line)
-        if message.get("target", {}).get("name") == "data" and message.get("executable"):
-            return message["executable"]
-    sys.exit("cargo bench: told of no executable for the bench `data`")
-
-
 def compare(options, folder):
     pattern = str(folder / f"{{00000..{options.shards - 1:05}}}.tar")
     common = ["--workers", str(options.workers), "--images", str(IMAGES)]
     torch = [sys.executable, "-m", "bench.webdataset_side", pattern, *common]
-    binary = options.jedi or build_jedi()
-    sides = {
+    binary = options.jedi or sides.build_jedi("data")
+    taking_turns = {
         "PyTorch, bytes to the main process": Side([*torch, "--where", "main"]),
         "PyTorch, floats in the workers": Side([*torch, "--where", "worker"]),
         "jedi": Side([binary, "--serve", "--source", pattern, "--size", str(options.size), *common]),
     }
-    for side in sides.values():
+    for side in taking_turns.values():
         side.turn(1.0)
     for _ in range(options.rounds):
-        for side in sides.values():
+        for side in taking_turns.values():
             if not options.no_wait:
                 machine.wait_until_quiet()
             side.rates.append(side.turn(options.seconds))
-    for side in sides.values():
+    for side in taking_turns.values():
         side.close()
-    return {name: statistics.median(side.rates) for name, side in sides.items()}
+    return {name: statistics.median(side.rates) for name, side in taking_turns.items()}
 
 
 def main():

@@ -51,15 +51,15 @@ class Side:
         self.close()
 
 
-def build_jedi():
-    """The bench binary of this checkout."""
-    command = ["cargo", "bench", "--locked", "--bench", "speed", "--no-run", "--message-format=json"]
+def build_jedi(bench="speed"):
+    """A bench binary of this checkout."""
+    command = ["cargo", "bench", "--locked", "--bench", bench, "--no-run", "--message-format=json"]
     built = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     for line in built.stdout.splitlines():
         message = json.loads(line)
-        if message.get("target", {}).get("name") == "speed" and message.get("executable"):
+        if message.get("target", {}).get("name") == bench and message.get("executable"):
             return message["executable"]
-    sys.exit("cargo bench: told of no executable for the bench `speed`")
+    sys.exit(f"cargo bench: told of no executable for the bench `{bench}`")
 
 
 def jedi(binary, threads):

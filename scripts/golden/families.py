@@ -252,17 +252,22 @@ def write_runs(folder, pipeline):
     save(folder / "sampling-xl.safetensors", stored, 630, scale=SCALE, tolerance=RUN_TOLERANCE, **facts)
 
 
-def write_velocity(folder):
-    """tiny-pipeline/ with a scheduler that says `v_prediction`, as Stable Diffusion 2 does: references and two targets."""
-    random = generator(640)
-    models = diffusion.Models(folder)
-    case = {
+def one_reference(random):
+    """A reference with its caption, two pictures to be made with their prompts, and all noise."""
+    return {
         "target": normal(random, 2, 4, 8, 8),
         "reference": normal(random, STEPS, 1, 4, 8, 8),
         "pictures": torch.randint(0, 256, (1, 3, 16, 16), generator=random).double(),
         "texts": ["a photo of the red toy", "the same toy on the beach, at night", "two dogs in the snow"],
         "ancestral": normal(random, STEPS, 2, 4, 8, 8),
     }
+
+
+def write_velocity(folder):
+    """tiny-pipeline/ with a scheduler that says `v_prediction`, as Stable Diffusion 2 does: references and two targets."""
+    random = generator(640)
+    models = diffusion.Models(folder)
+    case = one_reference(random)
     stored = {name: tensor for name, tensor in case.items() if name not in ("texts", "ancestral")}
     usual = samplers.scheduler
     samplers.scheduler = lambda name: usual(name, prediction_type="v_prediction")
@@ -280,13 +285,7 @@ def write_inpainting(folder):
     """tiny-pipeline/ as a network for inpainting: all masked by diffusers' own pipeline, and beside a reference."""
     random = generator(650)
     models = diffusion.Models(folder)
-    case = {
-        "target": normal(random, 2, 4, 8, 8),
-        "reference": normal(random, STEPS, 1, 4, 8, 8),
-        "pictures": torch.randint(0, 256, (1, 3, 16, 16), generator=random).double(),
-        "texts": ["a photo of the red toy", "the same toy on the beach, at night", "two dogs in the snow"],
-        "ancestral": normal(random, STEPS, 2, 4, 8, 8),
-    }
+    case = one_reference(random)
     # A picture of which all is masked out is 0 in [-1, 1]. Encoded beforehand: the pipeline would draw from the latents'
     # distribution, jedi takes its middle.
     blank = models.latents(torch.full((1, 3, 16, 16), 127.5).double())

@@ -86,18 +86,21 @@ pub enum Family {
     Dinov2,
     /// `SamImageProcessor`.
     Sam,
+    /// `BlipImageProcessor` (BLIP and BLIP-2).
+    Blip,
 }
 
 impl Family {
     /// As the published checkpoints were trained, for folders without a file.
     pub fn usual(self) -> Preparation {
-        let [mean, deviation] = if self == Self::Clip { CLIP } else { IMAGENET };
+        let [mean, deviation] = if matches!(self, Self::Clip | Self::Blip) { CLIP } else { IMAGENET };
         let (size, filter, crop, pad) = match self {
             Self::GroundingDino => (Size::Between(800, 1333), Filter::Bilinear, None, None),
             Self::Clip => (Size::Shortest(224), Filter::Bicubic, Some((224, 224)), None),
             Self::Vit => (Size::Exact(224, 224), Filter::Bilinear, None, None),
             Self::Dinov2 => (Size::Shortest(256), Filter::Bicubic, Some((224, 224)), None),
             Self::Sam => (Size::Longest(1024), Filter::Bilinear, None, Some((1024, 1024))),
+            Self::Blip => (Size::Exact(384, 384), Filter::Bicubic, None, None),
         };
         Preparation { size: Some(size), filter, crop, pad, mean, deviation }
     }
@@ -209,7 +212,7 @@ fn size_of(value: &Value, max_size: Option<u32>, family: Family) -> Result<Size>
         return Ok(match family {
             Family::GroundingDino => Size::Between(number, max_size.unwrap_or(1333)),
             Family::Clip | Family::Dinov2 => Size::Shortest(number),
-            Family::Vit => Size::Exact(number, number),
+            Family::Vit | Family::Blip => Size::Exact(number, number),
             Family::Sam => Size::Longest(number),
         });
     }

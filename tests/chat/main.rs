@@ -3,6 +3,8 @@
 
 #[path = "../harness/mod.rs"]
 mod harness;
+#[path = "../harness/http.rs"]
+mod http;
 mod pipeline;
 mod server;
 mod verbs;

@@ -1,7 +1,7 @@
 //! An endpoint on the loopback: chat completions as OpenAI's, and the mishaps that a test asks for.
 
 use std::collections::VecDeque;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufReader, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,6 +9,8 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+
+use crate::http::Head;
 
 /// What is answered.
 #[derive(Clone, Debug)]
@@ -103,28 +105,14 @@ impl Drop for Server {
 
 fn answer(stream: &TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream);
-    let mut head = Vec::new();
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line)?;
-        match line.trim() {
-            "" => break,
-            line => head.push(line.to_owned()),
-        }
-    }
-    let Some(line) = head.first().cloned() else { return Ok(()) };
-    let header = |name: &str| {
-        let pairs = head.iter().skip(1).filter_map(|line| line.split_once(':'));
-        pairs.into_iter().find_map(|(key, value)| key.eq_ignore_ascii_case(name).then(|| value.trim().to_owned()))
-    };
-    let n_bytes = header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    let Some(head) = Head::read(&mut reader)? else { return Ok(()) };
+    let n_bytes = head.field("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
     let mut body = vec![0; n_bytes];
     reader.read_exact(&mut body)?;
     let body: Value = serde_json::from_slice(&body).expect("a question in JSON");
     let act = {
         let mut state = state.lock().expect("no panic while held");
-        let line = line.trim_end_matches(" HTTP/1.1").to_owned();
-        state.log.push(Asked { line, key: header("authorization"), body: body.clone() });
+        state.log.push(Asked { key: head.field("authorization"), line: head.line, body: body.clone() });
         state.acts.pop_front().unwrap_or(Act::Good)
     };
     let whole = |message: Value, reason: &str| {

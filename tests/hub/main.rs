@@ -4,6 +4,8 @@ mod cache;
 #[path = "../harness/mod.rs"]
 #[allow(dead_code)] // Here every run has an environment of its own.
 mod harness;
+#[path = "../harness/http.rs"]
+mod http;
 mod mishaps;
 mod server;
 #[path = "../tiny_model/mod.rs"]

@@ -2,7 +2,7 @@
 //! mishaps that a test asks for.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufReader, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +11,8 @@ use std::thread;
 
 use jedi::sha256::sha256_hex;
 use sha1::{Digest as _, Sha1};
+
+use crate::http::Head;
 
 pub const REPOSITORY: &str = "someone/toybox";
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -170,24 +172,9 @@ impl Answer {
 
 fn answer(stream: &TcpStream, state: &Mutex<State>, large: &str) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream);
-    let mut head = Vec::new();
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line)?;
-        match line.trim() {
-            "" => break,
-            line => head.push(line.to_owned()),
-        }
-    }
-    let Some(first) = head.first() else { return Ok(()) };
-    let line = first.trim_end_matches(" HTTP/1.1").to_owned();
-    let header = |name: &str| {
-        head.iter()
-            .skip(1)
-            .filter_map(|line| line.split_once(':'))
-            .find_map(|(key, value)| key.eq_ignore_ascii_case(name).then(|| value.trim().to_owned()))
-    };
-    let request = Request { line, range: header("range"), token: header("authorization") };
+    let Some(head) = Head::read(&mut reader)? else { return Ok(()) };
+    let (range, token) = (head.field("range"), head.field("authorization"));
+    let request = Request { line: head.line, range, token };
     let answer = {
         let mut state = state.lock().expect("no panic while held");
         state.log.push(request.clone());

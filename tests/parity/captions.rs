@@ -1,12 +1,13 @@
 //! BLIP and BLIP-2 against transformers, from the folders that it writes: pixels, features, scores, and what greedy and beam
 //! search find.
 
+use candle_core::Device;
 use image::RgbImage;
 use jedi::device::Runtime;
 use jedi::model::Files;
 use jedi::model::blip::{Blip, Blip2, Blip2Config, BlipConfig, Network, Search};
 use jedi::synth::BlipCaptioner;
-use jedi::synth::captioner::Preprocessing;
+use jedi::vision::prepare::{Family, Preparation, Size};
 use serde::Deserialize;
 
 use crate::compare::Comparison;
@@ -77,10 +78,11 @@ fn check_searches(model: &str, golden: &Golden) {
 
 fn check_pixels(golden: &Golden, comparison: &mut Comparison) {
     let pictures = pictures(golden);
-    let preprocessing = Preprocessing::default();
     for (index, picture) in pictures.iter().enumerate() {
         let expected = golden.tensor("pixels").narrow(0, index, 1).unwrap();
-        let found = preprocessing.pixels(picture, expected.dim(2).unwrap()).unwrap();
+        let side = expected.dim(2).unwrap() as u32;
+        let preparation = Preparation { size: Some(Size::Exact(side, side)), ..Family::Blip.usual() };
+        let found = preparation.tensor(picture, &Device::Cpu).unwrap();
         // One of 256 steps is 4e-3 of the largest value: the same bytes, but for how they are scaled.
         comparison.tensor(&format!("pixels of picture {index}"), &found, &expected, 2e-7);
     }

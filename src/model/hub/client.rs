@@ -4,8 +4,10 @@ use std::io::Read;
 use std::time::Duration;
 
 use serde::Deserialize;
+use ureq::config::ConfigBuilder;
 use ureq::http::{HeaderMap, Response};
 use ureq::tls::{RootCerts, TlsConfig};
+use ureq::typestate::AgentScope;
 use ureq::{Agent, Body};
 
 use super::name::{HubName, is_commit};
@@ -64,16 +66,21 @@ const MAX_REDIRECTS: usize = 10;
 /// A server that sends nothing for so long has lost us.
 const LONGEST_SILENCE: Duration = Duration::from_secs(60);
 
+/// An agent that trusts the certificates that this system trusts, and goes through the proxy that the environment names. Failures
+/// and redirects are its caller's to judge: a key is for one server alone.
+pub fn agent_settings() -> ConfigBuilder<AgentScope> {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .user_agent(concat!("jedi/", env!("CARGO_PKG_VERSION")))
+        .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
+}
+
 impl Client {
-    /// A client that trusts the certificates that this system trusts, and goes through the proxy that the environment names.
+    /// A client of the hub that the settings name.
     pub fn new(settings: &Settings) -> Self {
-        let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .user_agent(concat!("jedi/", env!("CARGO_PKG_VERSION")))
-            .tls_config(tls)
+        let agent = agent_settings()
             .timeout_resolve(Some(settings.timeout))
             .timeout_connect(Some(settings.timeout))
             .timeout_recv_response(Some(settings.timeout * 3))

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 
+pub use self::client::agent_settings;
 pub use self::name::HubName;
 pub use self::needed::{Needed, gguf_of, needed};
 pub use self::patience::{Failure, Patience, asked_wait};

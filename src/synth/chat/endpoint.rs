@@ -8,12 +8,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use ureq::Agent;
 use ureq::http::HeaderMap;
-use ureq::tls::{RootCerts, TlsConfig};
 
 use super::{Chat, Question, Reply, side_by_side};
 use crate::interrupt::Interrupt;
 use crate::invalid::invalid;
-use crate::model::hub::{Failure, Patience, asked_wait};
+use crate::model::hub::{Failure, Patience, agent_settings, asked_wait};
 
 /// Where the endpoint is, and how to speak with it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -104,16 +103,7 @@ impl Endpoint {
             )));
         }
         let key = variable(&settings.key_variable).map(|key| key.trim().to_owned()).filter(|key| !key.is_empty());
-        let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            // The key is for this endpoint alone.
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .user_agent(concat!("jedi/", env!("CARGO_PKG_VERSION")))
-            .tls_config(tls)
-            .timeout_global(Some(Duration::from_secs(settings.timeout_secs)))
-            .build();
+        let agent = agent_settings().timeout_global(Some(Duration::from_secs(settings.timeout_secs))).build();
         Ok(Self { settings, key: key.map(Key), agent: agent.into(), interrupt })
     }
 
