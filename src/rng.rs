@@ -9,6 +9,7 @@ use rand_chacha::{
 use sha2::{Digest, Sha256};
 
 /// One independent stream of random numbers.
+#[derive(Clone)]
 pub struct Rng {
     stream: ChaCha8Rng,
     spare_normal: Option<f64>,

@@ -81,7 +81,7 @@ fn turn(args: &Args, source: Arc<dyn SetSource>, seconds: f64) -> Result<(usize,
     let (on_broken, warn) = (Arc::new(|_: &_| {}), Arc::new(|message: &str| report::warn(message)));
     let mixture = Mixture { sources: vec![mixed], max_bad_fraction: 0.0, workers: args.workers, on_broken, warn };
     let loader = mixture.loader(0, args.batch, &[])?;
-    let mut feed = Feed::new(mixture, loader, FeedSettings { seed: 0, size: args.size }, NothingKnown);
+    let mut feed = Feed::new(mixture, loader, FeedSettings { seed: 0, size: args.size, masks: false }, NothingKnown);
     let (started, mut n_images) = (Instant::now(), 0);
     for step in 0.. {
         let mut images = vec![];

@@ -1,7 +1,7 @@
 //! What passes between a source of sets and those who train on them: what a step wants of a set, and what it gets.
 
 use anyhow::Result;
-use image::RgbImage;
+use image::{GrayImage, RgbImage};
 use sha2::{Digest, Sha256};
 
 use super::ImageSet;
@@ -15,6 +15,8 @@ pub struct Wanted<'a> {
     pub variant: u64,
     /// Whether pictures with this [`DealtSet::content`] need not be decoded; None: all are, and no content is told.
     pub is_known: Option<&'a dyn Fn(&str) -> bool>,
+    /// Whether masks are wanted, which are decoded with the pictures, known or not.
+    pub masks: bool,
 }
 
 /// What a step gets.
@@ -35,6 +37,8 @@ pub struct DealtSet {
     pub captions: Vec<String>,
     /// Squares of one size; None where they are known.
     pub images: Option<Vec<RgbImage>>,
+    /// Where the subject is (255), one a picture, of their size; empty where nobody knows, or wants to.
+    pub masks: Vec<GrayImage>,
     /// SHA-256 of all that these pixels follow from; empty where nobody asked.
     pub content: String,
 }
@@ -51,7 +55,7 @@ const PIXELS_VERSION: u32 = 1;
 
 /// Deals a set that is there already.
 pub fn deal_whole(set: ImageSet, wanted: Wanted) -> Dealt {
-    let ImageSet { images, captions, .. } = set;
+    let ImageSet { images, captions, masks, .. } = set;
     if images.len() < wanted.n_images {
         return Dealt::TooSmall(images.len());
     }
@@ -65,20 +69,31 @@ pub fn deal_whole(set: ImageSet, wanted: Wanted) -> Dealt {
         content = digest.finish();
         is_known = known(&content);
     }
-    Dealt::Set(DealtSet { captions, images: (!is_known).then_some(images), content })
+    Dealt::Set(DealtSet { captions, images: (!is_known).then_some(images), masks, content })
 }
 
-/// Deals what `decode` makes of files: not called where `content` is known.
+/// Pictures of one size, and where the subject is in each; no masks where nobody knows, or wants to.
+pub struct Squares {
+    /// In the set's order.
+    pub images: Vec<RgbImage>,
+    /// One a picture, or none.
+    pub masks: Vec<GrayImage>,
+}
+
+/// Deals what `decode` makes of files: not called where `content` is known and no masks are wanted.
 pub fn deal_decoded(
     captions: Vec<String>,
     wanted: Wanted,
     content: impl FnOnce() -> Result<String>,
-    decode: impl FnOnce() -> Result<Vec<RgbImage>>,
+    decode: impl FnOnce() -> Result<Squares>,
 ) -> Result<Dealt> {
     let content = wanted.is_known.map(|known| content().map(|content| (known(&content), content))).transpose()?;
     let (is_known, content) = content.unwrap_or_default();
-    let images = if is_known { None } else { Some(decode()?) };
-    Ok(Dealt::Set(DealtSet { captions, images, content }))
+    if is_known && !wanted.masks {
+        return Ok(Dealt::Set(DealtSet { captions, images: None, masks: vec![], content }));
+    }
+    let Squares { images, masks } = decode()?;
+    Ok(Dealt::Set(DealtSet { captions, images: Some(images), masks, content }))
 }
 
 /// Fingerprints what pixels follow from.
@@ -116,7 +131,7 @@ mod tests {
             captions: vec!["a".into(), "b".into()],
             ..Default::default()
         };
-        let wanted = |n_images| Wanted { n_images, variant: 0, is_known: None };
+        let wanted = |n_images| Wanted { n_images, variant: 0, is_known: None, masks: false };
         let Dealt::Set(plain) = deal_whole(set(), wanted(2)) else { panic!() };
         assert!(plain.images.is_some() && plain.content.is_empty() && plain.n_images() == 2);
         assert!(matches!(deal_whole(set(), wanted(3)), Dealt::TooSmall(2)));

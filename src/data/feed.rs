@@ -35,6 +35,8 @@ pub struct FeedSettings {
     pub seed: u64,
     /// Side of the training pictures in pixels, which says how many may wait.
     pub size: u32,
+    /// Whether masks of the subjects are wanted.
+    pub masks: bool,
 }
 
 /// Deals out the steps of a mixture.
@@ -57,6 +59,7 @@ struct Stream {
 struct Table {
     mixture: Mixture,
     seed: u64,
+    masks: bool,
     known: Box<dyn Known>,
     /// Sets that were met and cannot be dealt (to a step of many images), by source and number.
     unfit: Mutex<HashMap<(usize, usize), Unfit>>,
@@ -82,8 +85,8 @@ impl Feed {
     /// Feeds from `loader`, which must be that of the mixture; `known` needs no decoding.
     pub fn new(mixture: Mixture, loader: Loader, settings: FeedSettings, known: impl Known + 'static) -> Self {
         let tally = Mutex::new(vec![Tally::default(); mixture.sources.len()]);
-        let (seed, known) = (settings.seed, Box::new(known));
-        let table = Arc::new(Table { mixture, seed, known, unfit: Mutex::default(), tally });
+        let (FeedSettings { seed, masks, .. }, known) = (settings, Box::new(known));
+        let table = Arc::new(Table { mixture, seed, masks, known, unfit: Mutex::default(), tally });
         Self { table, settings, rank: (0, 1), loader, stream: None }
     }
 
@@ -145,7 +148,7 @@ impl Feed {
 
     /// A dealt set with its pictures, whatever is known of it.
     pub fn decoded(&self, slot: &Slot, n_images: usize) -> Result<DealtSet> {
-        let wanted = Wanted { n_images, variant: slot.variant, is_known: None };
+        let wanted = Wanted { n_images, variant: slot.variant, is_known: None, masks: self.table.masks };
         let mixed = &self.table.mixture.sources[slot.source];
         match mixed.source.deal(slot.set_idx, wanted)? {
             Dealt::Set(set) => Ok(set),
@@ -208,7 +211,7 @@ impl Table {
         }
         // The content of a cut that does not come again is of no use.
         let is_known = self.known.has_content().filter(|_| mixed.source.variants() != 0);
-        let wanted = Wanted { n_images, variant: slot.variant, is_known };
+        let wanted = Wanted { n_images, variant: slot.variant, is_known, masks: self.masks };
         let unfit = match mixed.source.deal(slot.set_idx, wanted) {
             Ok(Dealt::Set(set)) => {
                 self.tally.lock().expect("no panic under the lock")[slot.source].n_met += 1;
@@ -299,7 +302,7 @@ mod tests {
 
     fn feed(mixture: Mixture, rank: (usize, usize)) -> Feed {
         let loader = mixture.loader(1, 8, &[]).unwrap();
-        let mut feed = Feed::new(mixture, loader, FeedSettings { seed: 1, size: 1 }, NothingKnown);
+        let mut feed = Feed::new(mixture, loader, FeedSettings { seed: 1, size: 1, masks: false }, NothingKnown);
         feed.set_rank(rank.0, rank.1);
         feed
     }

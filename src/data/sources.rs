@@ -1,11 +1,11 @@
 //! Where training sets come from.
 
 use anyhow::{Context, Result, ensure};
-use image::RgbImage;
+use image::{DynamicImage, GrayImage};
 
 use super::cut::{Region, marked};
 use super::dataset::{Dataset, Fault};
-use super::deal::{Content, Dealt, Wanted, deal_decoded, deal_whole};
+use super::deal::{Content, Dealt, Squares, Wanted, deal_decoded, deal_whole};
 use super::members::{Members, is_picture, mask, pictures};
 use super::order::Runs;
 use super::outline::outline;
@@ -98,7 +98,7 @@ impl DatasetSource {
         }
         let variant = wanted.variant;
         let content = || Ok(self.content(&members, set_idx, variant));
-        deal_decoded(captions, wanted, content, || self.squares(&members, set_idx, variant))
+        deal_decoded(captions, wanted, content, || self.squares(&members, set_idx, wanted))
     }
 
     /// What the pixels of a set follow from.
@@ -116,25 +116,34 @@ impl DatasetSource {
         content.finish()
     }
 
-    fn squares(&self, members: &Members, set_idx: usize, variant: u64) -> Result<Vec<RgbImage>> {
+    fn squares(&self, members: &Members, set_idx: usize, wanted: Wanted) -> Result<Squares> {
         let DatasetSettings { layout, size, rules, .. } = &self.settings;
-        let mut rng = (variant != 0).then(|| Rng::new(variant, "cut", set_idx as u64));
-        let mut squares = vec![];
+        let mut rng = (wanted.variant != 0).then(|| Rng::new(wanted.variant, "cut", set_idx as u64));
+        let (mut images, mut masks) = (vec![], vec![]);
         for (picture, regions) in pictures(members, *layout)? {
             for region in regions {
-                let subject = match rng.is_some() {
-                    true => subject(members, squares.len(), region)?,
+                let mask = match rng.is_some() || wanted.masks {
+                    true => fitting_mask(members, images.len(), region)?,
                     false => None,
                 };
-                squares.push(rules.cut.square(&picture, region, subject, rng.as_mut(), *size));
+                let subject = mask.as_ref().and_then(marked);
+                let there = subject.map(|in_it| Region { x: in_it.x + region.x, y: in_it.y + region.y, ..in_it });
+                // The same draws cut the mask alike.
+                let mut mask_rng = rng.clone();
+                images.push(rules.cut.square(&picture, region, there, rng.as_mut(), *size));
+                if let Some(mask) = mask.filter(|_| wanted.masks) {
+                    let mask = DynamicImage::ImageLuma8(mask).into_rgb8();
+                    let cut = rules.cut.square(&mask, Region::all(&mask), subject, mask_rng.as_mut(), *size);
+                    masks.push(DynamicImage::ImageRgb8(cut).into_luma8());
+                }
             }
         }
-        Ok(squares)
+        Ok(Squares { images, masks })
     }
 }
 
-/// Where picture `idx`, which is `region` of its file, shows the subject, as far as its mask tells.
-fn subject(members: &Members, idx: usize, region: Region) -> Result<Option<Region>> {
+/// The mask of picture `idx`, which is `region` of its file, as large as that; None: there is none.
+fn fitting_mask(members: &Members, idx: usize, region: Region) -> Result<Option<GrayImage>> {
     let Some(mask) = mask(members, idx)? else { return Ok(None) };
     ensure!(
         mask.dimensions() == (region.width, region.height),
@@ -144,7 +153,7 @@ fn subject(members: &Members, idx: usize, region: Region) -> Result<Option<Regio
         region.width,
         region.height
     );
-    Ok(marked(&mask).map(|marked| Region { x: marked.x + region.x, y: marked.y + region.y, ..marked }))
+    Ok(Some(mask))
 }
 
 impl SetSource for DatasetSource {
@@ -200,5 +209,43 @@ mod tests {
             assert_eq!((set.images.len(), set.images[0].dimensions()), (1, (12, 12)));
             assert_eq!(set.captions, [format!("caption {idx}")]);
         }
+    }
+
+    #[test]
+    fn a_mask_is_cut_as_its_picture_is() {
+        let folder = tempfile::tempdir().unwrap();
+        // White where the subject is, so that picture and mask are the same in every cut.
+        let white = |x: u32, y: u32| if (9..20).contains(&x) && (5..30).contains(&(y % 32)) { 255 } else { 0 };
+        let strip = RgbImage::from_fn(32, 64, |x, y| image::Rgb([white(x, y); 3]));
+        strip.save(folder.path().join("a.png")).unwrap();
+        for idx in 0..2 {
+            let mask = GrayImage::from_fn(32, 32, |x, y| image::Luma([white(x, y)]));
+            mask.save(folder.path().join(format!("a.{idx}.mask.png"))).unwrap();
+        }
+        fs::write(folder.path().join("a.txt"), "one<|split|>two").unwrap();
+        let cut = crate::data::Cut { crop: 0.5, flip: true };
+        let rules = Rules { cut, ..Default::default() };
+        let settings = DatasetSettings { size: 16, rules, variants: 0, ..Default::default() };
+        let source = DatasetSource::with_settings(folder.path().to_str().unwrap(), settings).unwrap();
+        let dealt = |variant, masks, is_known: Option<&dyn Fn(&str) -> bool>| {
+            let wanted = Wanted { n_images: 2, variant, is_known, masks };
+            let Dealt::Set(set) = source.deal(0, wanted).unwrap() else { panic!("a set") };
+            set
+        };
+        let mut seen = vec![];
+        for variant in 0..6 {
+            let set = dealt(variant, true, None);
+            let images = set.images.unwrap();
+            for (image, mask) in images.iter().zip(&set.masks) {
+                assert!(image.pixels().zip(mask.pixels()).all(|(pixel, mask)| pixel.0[0].abs_diff(mask.0[0]) <= 1));
+            }
+            assert_eq!((set.masks.len(), dealt(variant, false, None).masks.len()), (2, 0));
+            seen.push(images);
+        }
+        assert!((1..6).any(|variant| seen[variant] != seen[0]));
+        // Known pictures come all the same where their masks are wanted.
+        let known = |_: &str| true;
+        assert_eq!(dealt(1, true, Some(&known)).masks.len(), 2);
+        assert!(dealt(1, false, Some(&known)).images.is_none());
     }
 }

@@ -116,7 +116,7 @@ fn seen(source: &dyn SetSource, set_idx: usize, decodes: bool, is_shown: bool) -
         (outline, _) => outline,
     };
     let label = outline.as_ref().map_or_else(|| format!("set {set_idx}"), |outline| outline.label.clone());
-    let set = match source.deal(set_idx, Wanted { n_images: 1, variant: 0, is_known: None })? {
+    let set = match source.deal(set_idx, Wanted { n_images: 1, variant: 0, is_known: None, masks: false })? {
         Dealt::Set(set) => set,
         Dealt::PassedOver(reason) => return Ok(Seen::PassedOver(format!("{label}: {reason}"))),
         Dealt::TooSmall(_) => return Ok(Seen::Broken(format!("{label}: holds no pictures"))),

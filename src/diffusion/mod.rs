@@ -21,16 +21,12 @@ pub fn mse(prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
     ops::mean_all(&ops::square(&difference)?)
 }
 
-/// [`mse`] with a weight an image.
+/// [`mse`] with weights of images, or of places.
 ///
 /// # Shapes
-/// - prediction, target `[b, ..]`, weights b of them → scalar
-pub fn weighted_mse(prediction: &Tensor, target: &Tensor, weights: &[f64]) -> Result<Tensor> {
+/// - prediction, target of one shape, weights of one that broadcasts to it → scalar
+pub fn weighted_mse(prediction: &Tensor, target: &Tensor, weights: &Tensor) -> Result<Tensor> {
     let difference = ops::sub(&prediction.to_dtype(DType::F32)?, &target.to_dtype(DType::F32)?)?;
-    let mut shape = vec![1; difference.rank()];
-    shape[0] = weights.len();
-    let weights: Vec<f32> = weights.iter().map(|&weight| weight as f32).collect();
-    let weights = Tensor::from_vec(weights, shape, difference.device())?;
     let weights = weights.broadcast_as(difference.shape())?.contiguous()?;
     ops::mean_all(&ops::mul(&ops::square(&difference)?, &weights)?)
 }
@@ -42,10 +38,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_multiply_each_image_and_its_gradient() {
+    fn weights_multiply_the_errors_and_their_gradients() {
         let prediction = Var::new(&[[1f32, 2.0], [3.0, 5.0]], &Device::Cpu).unwrap();
         let target = Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap();
-        let loss = weighted_mse(&prediction, &target, &[0.5, 2.0]).unwrap();
+        let loss = weighted_mse(&prediction, &target, &Tensor::new(&[[0.5f32], [2.0]], &Device::Cpu).unwrap()).unwrap();
         // (0.5·(1 + 4) + 2·(9 + 25)) / 4
         assert_eq!(loss.to_scalar::<f32>().unwrap(), 17.625);
         let gradients = ops::backward(loss).unwrap();
@@ -53,6 +49,12 @@ mod tests {
         let found = gradients.get(&prediction).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(found, [[0.25, 0.5], [3.0, 5.0]]);
         let plain = mse(&prediction, &target).unwrap().to_scalar::<f32>().unwrap();
-        assert_eq!(weighted_mse(&prediction, &target, &[1.0, 1.0]).unwrap().to_scalar::<f32>().unwrap(), plain);
+        assert_eq!(
+            weighted_mse(&prediction, &target, &Tensor::ones((2, 1), DType::F32, &Device::Cpu).unwrap())
+                .unwrap()
+                .to_scalar::<f32>()
+                .unwrap(),
+            plain
+        );
     }
 }

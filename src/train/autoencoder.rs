@@ -69,7 +69,7 @@ impl AutoencoderObjective {
         }
         let notices = check_mixture(&mixture, |mixed| Pictures::of(mixed.set_sizes(&[])), None)?;
         let loader = mixture.loader(config.seed, config.run.images_per_step, &[])?;
-        let settings = FeedSettings { seed: config.seed, size: config.data.size };
+        let settings = FeedSettings { seed: config.seed, size: config.data.size, masks: false };
         let feed = Feed::new(mixture, loader, settings, NothingKnown);
         let mut held_out = Vec::new();
         for set_idx in 0..validation.n_sets() {

@@ -17,6 +17,8 @@ pub struct Batch {
     pub clean: Tensor,
     /// As `clean`.
     pub noise: Tensor,
+    /// How much each place of the latents counts, `[b·n, 1, h, w]`, 1 on average; None: all alike.
+    pub weights: Option<Tensor>,
     /// One an image: true hides its reference.
     pub masked: Vec<bool>,
     /// One a set.
@@ -50,6 +52,7 @@ impl Batch {
             shape: SetShape { sets: sets.len(), images: n },
             clean: narrow(&self.clean)?,
             noise: narrow(&self.noise)?,
+            weights: self.weights.as_ref().map(narrow).transpose()?,
             masked: self.masked[images.clone()].to_vec(),
             timesteps: self.timesteps[sets].to_vec(),
             tokens: self.tokens[images.clone()].to_vec(),
@@ -67,12 +70,18 @@ impl Denoiser<'_> {
     /// sets, weighted by the timestep where γ is not 0.
     pub fn loss(&self, batch: &Batch, min_snr_gamma: f64) -> Result<Tensor> {
         let (prediction, target) = self.predict(batch)?;
-        if min_snr_gamma == 0.0 {
-            return Ok(mse(&prediction, &target)?);
-        }
-        let weight = |t: usize| self.schedule.min_snr_weight(t, min_snr_gamma);
-        let weights: Vec<f64> = batch.timesteps_of_images().into_iter().map(weight).collect();
-        Ok(weighted_mse(&prediction, &target, &weights)?)
+        let of_timesteps = || {
+            let weight = |t: usize| self.schedule.min_snr_weight(t, min_snr_gamma) as f32;
+            let weights: Vec<f32> = batch.timesteps_of_images().into_iter().map(weight).collect();
+            Tensor::from_vec(weights, (batch.shape.total(), 1, 1, 1), &Device::Cpu)
+        };
+        let weights = match (&batch.weights, min_snr_gamma > 0.0) {
+            (None, false) => return Ok(mse(&prediction, &target)?),
+            (None, true) => of_timesteps()?,
+            (Some(of_places), false) => of_places.clone(),
+            (Some(of_places), true) => of_places.broadcast_mul(&of_timesteps()?)?,
+        };
+        Ok(weighted_mse(&prediction, &target, &weights.to_device(self.device)?)?)
     }
 
     /// The mean squared error of each set; no history is needed for it.

@@ -1,8 +1,9 @@
 //! What a set is trained to do in a step: which pictures, which of them are given, whose captions are known, at what noise.
 
 use anyhow::Result;
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 
+use super::latents::EncodedSet;
 use super::settings::JointConfig;
 use crate::rng::Rng;
 
@@ -54,6 +55,24 @@ impl SetConditions {
 }
 
 impl JointConfig {
+    /// Whether masks are needed.
+    pub fn weighs_subjects(&self) -> bool {
+        self.subject_weight != 1.0
+    }
+
+    /// How much each place of a picture's latents counts in the loss, 1 on average (`subject_weight`).
+    ///
+    /// # Shapes
+    /// - `[1, h, w]`
+    pub fn weights(&self, set: &EncodedSet, picture: usize) -> Result<Tensor> {
+        let Some(subject) = set.subjects.get(picture) else {
+            let (_, h, w) = set.latents[picture].dims3()?;
+            return Ok(Tensor::ones((1, h, w), DType::F32, &Device::Cpu)?);
+        };
+        let weights = subject.affine(self.subject_weight - 1.0, 1.0)?;
+        Ok(weights.broadcast_div(&weights.mean_all()?)?)
+    }
+
     /// The noise of a set (noise offset: `noise_offset`); offsets are drawn behind it, so that it is the same without them.
     ///
     /// # Shapes
@@ -186,5 +205,19 @@ mod tests {
             offsets.push(gaps[0]);
         }
         assert!(offsets.iter().all(|offset| *offset != 0.0) && offsets[0] != offsets[1], "{offsets:?}");
+    }
+
+    #[test]
+    fn the_subject_counts_more_and_the_picture_as_much_as_before() {
+        let subject = Tensor::new(&[[[0f32, 0.5], [1.0, 0.0]]], &Device::Cpu).unwrap();
+        let latents = vec![Tensor::zeros((4, 2, 2), DType::F32, &Device::Cpu).unwrap(); 2];
+        let set = EncodedSet { latents, tokens: vec![], subjects: vec![subject] };
+        let settings = JointConfig { subject_weight: 3.0, ..Default::default() };
+        let weights =
+            |picture| settings.weights(&set, picture).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        // 1, 2, 3 and 1 over their mean; a picture of which nothing is known counts evenly.
+        let expected = [1.0, 2.0, 3.0, 1.0].map(|weight: f32| weight / 1.75);
+        assert!(weights(0).iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 1e-6));
+        assert_eq!(weights(1), [1.0; 4]);
     }
 }

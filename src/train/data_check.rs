@@ -4,7 +4,8 @@
 use anyhow::{Context as _, Error, Result, anyhow, bail};
 use rayon::prelude::*;
 
-use crate::data::{MixedSource, Mixture, SetOutline, SetSource};
+use crate::data::{ImageSet, MixedSource, Mixture, SetOutline, SetSource};
+use crate::invalid::invalid;
 use crate::model::Tokenizer;
 
 /// Of larger sources every second, third … set is looked at: a start may take seconds, not an hour.
@@ -61,9 +62,26 @@ pub fn check_mixture(
 
 /// How many pictures the sets of a source hold, by the first that can be read.
 pub fn n_images_of_first(source: &dyn SetSource) -> Result<usize> {
+    Ok(first_set(source)?.images.len())
+}
+
+/// Refuses a mixture of which no source has masks, by the first set of each that can be read.
+pub fn check_masks(mixture: &Mixture) -> Result<()> {
+    for mixed in &mixture.sources {
+        if !first_set(mixed.source.as_ref())?.masks.is_empty() {
+            return Ok(());
+        }
+    }
+    Err(invalid(
+        "joint.subject_weight: the data have no masks to tell where the subjects are (KEY.0.mask.png, KEY.1.mask.png, … beside \
+         the pictures of a set); make some with `jedi synth-data --masks` or `sets.masks`, or leave it at 1",
+    ))
+}
+
+fn first_set(source: &dyn SetSource) -> Result<ImageSet> {
     /// What is broken beyond these is told by the check of the whole source.
     const MAX_TRIES: usize = 100;
-    let mut read = (0..source.n_sets().min(MAX_TRIES)).map(|set_idx| Ok(source.read(set_idx)?.images.len()));
+    let mut read = (0..source.n_sets().min(MAX_TRIES)).map(|set_idx| source.read(set_idx));
     let first = read.next().context("the data source holds no sets")?;
     first.or_else(|error| read.find(Result::is_ok).unwrap_or(Err(error)))
 }

@@ -93,5 +93,5 @@ fn batch(encoder: &Encoder, source: &dyn SetSource, train_steps: usize, seed: u6
     let timesteps = (0..shape.sets).map(|i| (2 * i + 1) * train_steps / (2 * shape.sets)).collect();
     // An image alone has nothing to be given.
     let masked = (0..shape.total()).map(|i| images == 1 || i % images != 0).collect();
-    Ok(Batch { shape, clean, noise, masked, timesteps, tokens, context: None })
+    Ok(Batch { shape, clean, noise, weights: None, masked, timesteps, tokens, context: None })
 }

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::batch::{Batch, Denoiser};
 use super::conditions::SetConditions;
-use super::data_check::{Pictures, check_mixture, n_images_of_first};
+use super::data_check::{Pictures, check_masks, check_mixture, n_images_of_first};
 use super::held_out::{HeldOut, PartLoss};
 use super::latents::{Encoder, LatentCache};
 use super::lora::{LoraConfig, prepare};
@@ -144,6 +144,9 @@ impl JointObjective {
         for mixed in &mixture.sources {
             pictures_per_set = pictures_per_set.max(n_images_of_first(mixed.source.as_ref())?);
         }
+        if config.joint.weighs_subjects() {
+            check_masks(&mixture)?;
+        }
         let loader = mixture.loader(config.seed, config.run.images_per_step, sizes)?;
         let store = |name: &str, encoder: &str| -> Result<Option<Arc<Store>>> {
             let Some(folder) = &config.data.cache else { return Ok(None) };
@@ -161,7 +164,7 @@ impl JointObjective {
         } else {
             store("texts", &fingerprint(&text_config, &component(&frozen, "text_encoder"))?)?.map(TextCache::new)
         };
-        let feed = FeedSettings { seed: config.seed, size: config.data.size };
+        let feed = FeedSettings { seed: config.seed, size: config.data.size, masks: config.joint.weighs_subjects() };
         let feed = Feed::new(mixture, loader, feed, latents.known());
         Ok(Self {
             settings: config.joint.clone(),
@@ -196,7 +199,7 @@ impl JointObjective {
         let whole = self.feed.plan(step).shape;
         let own = self.share.range(whole.sets);
         let shape = SetShape { sets: own.len(), ..whole };
-        let (mut clean, mut tokens, mut masked) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut clean, mut tokens, mut masked, mut weights) = (vec![], vec![], vec![], vec![]);
         let (mut timesteps, mut noise) = (Vec::with_capacity(shape.sets), Vec::with_capacity(shape.sets));
         let empty = self.latents.encoder().empty_tokens()?;
         let train_steps = self.schedule.train_steps();
@@ -211,6 +214,7 @@ impl JointObjective {
             for image in conditions.images {
                 clean.push(set.latents[image.picture].clone());
                 masked.push(image.is_masked);
+                weights.push(self.settings.weights(set, image.picture)?);
                 tokens.push(match image.is_caption_dropped {
                     true => empty.clone(),
                     false => set.tokens[image.picture].clone(),
@@ -219,9 +223,11 @@ impl JointObjective {
         }
         let clean = Tensor::stack(&clean, 0)?; // [b·n, c, h, w]
         let noise = Tensor::cat(&noise, 0)?; // [b·n, c, h, w]
+        // [b·n, 1, h, w]
+        let weights = self.settings.weighs_subjects().then(|| Tensor::stack(&weights, 0)).transpose()?;
         let texts = self.texts.as_mut();
         let context = texts.map(|texts| texts.context(&self.text, &tokens, &self.runtime.device)).transpose()?;
-        Ok((Batch { shape, clean, noise, masked, timesteps, tokens, context }, whole.sets))
+        Ok((Batch { shape, clean, noise, weights, masked, timesteps, tokens, context }, whole.sets))
     }
 
     fn denoiser(&self) -> Denoiser<'_> {
@@ -299,7 +305,7 @@ impl Objective for JointObjective {
         let noise = clean.clone();
         let tokens = vec![vec![0; self.text_config.max_position_embeddings]; shape.total()];
         let (masked, timesteps) = (vec![true; shape.total()], vec![0; sets]);
-        let batch = Batch { shape, clean, noise, masked, timesteps, tokens, context: None };
+        let batch = Batch { shape, clean, noise, weights: None, masked, timesteps, tokens, context: None };
         self.denoiser().loss(&batch, self.settings.min_snr_gamma)
     }
 

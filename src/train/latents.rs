@@ -6,7 +6,8 @@ use std::sync::{Arc, RwLock};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use image::RgbImage;
+use image::imageops::{self, FilterType};
+use image::{GrayImage, RgbImage};
 
 use super::stored::{bytes_from_tensor, tensor_from_bytes};
 use crate::data::{Fed, Feed, Known, Slot, Store, tensor_from_images};
@@ -65,11 +66,14 @@ pub struct EncodedSet {
     pub latents: Vec<Tensor>,
     /// The caption of each picture.
     pub tokens: Vec<Vec<u32>>,
+    /// How much of each place of the latents the subject covers, `[1, h, w]` a picture; empty where nobody knows.
+    pub subjects: Vec<Tensor>,
 }
 
 impl EncodedSet {
     fn bytes(&self) -> u64 {
-        let latents: usize = self.latents.iter().map(|x| x.elem_count() * x.dtype().size_in_bytes()).sum();
+        let latents: usize =
+            self.latents.iter().chain(&self.subjects).map(|x| x.elem_count() * x.dtype().size_in_bytes()).sum();
         (latents + self.tokens.iter().map(|tokens| size_of_val(&tokens[..])).sum::<usize>()) as u64
     }
 }
@@ -127,11 +131,12 @@ impl LatentCache {
         let tokens = self.encoder.tokens(&set.captions)?;
         let kept = self.store.as_ref().filter(|_| !set.content.is_empty());
         // What the feed knows may have turned out damaged since.
-        if let (None, Some(store)) = (&set.images, kept)
+        if let Some(store) = kept
             && let Some(latents) = store.get(&set.content).and_then(|bytes| latents_from_bytes(&bytes).ok())
             && latents.len() == tokens.len()
         {
-            return Ok(EncodedSet { latents, tokens });
+            let subjects = subjects(&set.masks, &latents)?;
+            return Ok(EncodedSet { latents, tokens, subjects });
         }
         let images = match set.images {
             Some(images) => images,
@@ -141,8 +146,23 @@ impl LatentCache {
         if let Some(store) = kept {
             store.put(&set.content, &bytes_from_tensor(&Tensor::stack(&latents, 0)?)?); // [n, c, h, w]
         }
-        Ok(EncodedSet { latents, tokens })
+        let subjects = subjects(&set.masks, &latents)?;
+        Ok(EncodedSet { latents, tokens, subjects })
     }
+}
+
+/// The share of each place of the latents that the masks mark.
+///
+/// # Shapes
+/// - latents `[c, h, w]` a picture → `[1, h, w]` a picture
+fn subjects(masks: &[GrayImage], latents: &[Tensor]) -> Result<Vec<Tensor>> {
+    let share = |(mask, latents): (&GrayImage, &Tensor)| {
+        let (_, h, w) = latents.dims3()?;
+        let shares = imageops::resize(mask, w as u32, h as u32, FilterType::Triangle);
+        let shares: Vec<f32> = shares.into_raw().into_iter().map(|value| f32::from(value) / 255.0).collect();
+        Ok(Tensor::from_vec(shares, (1, h, w), &Device::Cpu)?)
+    };
+    masks.iter().zip(latents).map(share).collect()
 }
 
 type HasContent = Box<dyn Fn(&str) -> bool + Send + Sync>;
@@ -227,7 +247,7 @@ mod tests {
         mixture.workers = 1;
         let loader = mixture.loader(1, 2, &[2]).unwrap();
         let mut cache = LatentCache::new(encoder(vae_seed), max_bytes as f64 / 1e9, store);
-        let settings = FeedSettings { seed: 1, size: 8 };
+        let settings = FeedSettings { seed: 1, size: 8, masks: false };
         let mut feed = Feed::new(mixture, loader, settings, cache.known());
         let mut values = vec![];
         for step in 0..12 {

@@ -104,6 +104,9 @@ pub struct JointConfig {
     /// min(SNR, γ)/(SNR + 1) where the velocity is predicted, so that nearly clean pictures do not outweigh the others. 0: the
     /// plain mean, as in the paper.
     pub min_snr_gamma: f64,
+    /// How much more a place counts in the loss where the subject is than where it is not, by the masks of the data; pictures
+    /// without one count alike everywhere, and each picture counts as much as before. 1: no difference, as in the paper.
+    pub subject_weight: f64,
     /// Deviation of noise that is the same at all places of a channel of a picture, added to the noise, so that pictures can
     /// become darker or lighter as a whole (0.05 to 0.1 where it is used). 0: none, as in the paper.
     pub noise_offset: f64,
@@ -121,6 +124,7 @@ impl Default for JointConfig {
             set_text_dropout: 0.1,
             image_text_dropout: 0.1,
             min_snr_gamma: 0.0,
+            subject_weight: 1.0,
             noise_offset: 0.0,
             latent_cache_gb: 4.0,
         }
@@ -216,6 +220,7 @@ impl TrainConfig {
             ("autoencoder.kl_weight", self.autoencoder.kl_weight, from_zero.clone()),
             ("autoencoder.outline_weight", self.autoencoder.outline_weight, from_zero.clone()),
             ("joint.noise_offset", joint.noise_offset, from_zero.clone()),
+            ("joint.subject_weight", joint.subject_weight, 0.01..1000.0),
             ("joint.min_snr_gamma", joint.min_snr_gamma, from_zero.clone()),
             ("joint.latent_cache_gb", joint.latent_cache_gb, from_zero),
         ] {

@@ -12,7 +12,7 @@ use jedi::train::ObjectiveKind::Joint;
 use jedi::train::data_check::{Pictures, check_mixture};
 
 use super::harness::{Outcome, jedi};
-use super::world::World;
+use super::world::{World, metrics};
 
 const SETS: ToyboxSource = ToyboxSource { seed: 3, sets: 8, images: 4, size: 16 };
 
@@ -126,4 +126,49 @@ fn an_outline_promises_what_reading_gives_without_decoding() {
     let bytes = fs::read(&picture).unwrap();
     fs::write(&picture, &bytes[..bytes.len() / 2]).unwrap();
     assert!(source.outline(3).is_ok() && source.read(3).is_err());
+}
+
+#[test]
+fn subjects_weigh_alike_however_their_masks_come() {
+    let world = World::new();
+    let folder = written(&world, &sets(0, |_| {}));
+    let strips = format!("data.source={}", folder.display());
+    let drawn = ["data.sets=8", "data.seed=3"];
+    let cache = format!("data.cache={}", world.path("cache").display());
+    let loss = |settings: &[&str]| {
+        let settings = [settings, &["run.steps=1", "run.validate_every=0"]].concat();
+        let ended = start_anew(&world, &settings);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        metrics(&world.path("run"))[0]["loss"].as_f64().expect("a loss")
+    };
+    let plain = loss(&drawn);
+    let weighted = loss(&[drawn[0], drawn[1], "joint.subject_weight=4"]);
+    assert!((weighted - plain).abs() > 1e-4 * plain, "{weighted} {plain}");
+    assert_eq!(loss(&[&strips]), plain);
+    // Twice with a cache: when it is empty, and when all latents are known.
+    for cache in [&cache, &cache] {
+        assert_eq!(loss(&[&strips, cache, "joint.subject_weight=4"]), weighted);
+    }
+    let even = written(&world, &sets(0, |_| {}));
+    for entry in fs::read_dir(&even).unwrap() {
+        let path = entry.unwrap().path();
+        if path.to_str().unwrap().ends_with(".mask.png") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    let ended = start_anew(&world, &[&strips, "joint.subject_weight=4"]);
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    assert!(ended.stderr.contains("joint.subject_weight: the data have no masks"), "{}", ended.stderr);
+}
+
+/// A run from nothing.
+fn start_anew(world: &World, settings: &[&str]) -> Outcome {
+    if world.path("run").exists() {
+        fs::remove_dir_all(world.path("run")).expect("an old run");
+    }
+    let text = |path: &Path| path.display().to_string();
+    let (config, out) = (text(&world.config_file(Joint)), text(&world.path("run")));
+    let mut arguments = vec!["train", "--device", "cpu", "--config", &config, "--out", &out];
+    arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+    jedi(arguments)
 }

@@ -16,7 +16,7 @@ use self::drawn::{Drawn, n_apart, size_of_file};
 use self::items::{Item, collect};
 use super::cut::Region;
 use super::dataset::{Dataset, Fault};
-use super::deal::{Content, Dealt, Wanted, deal_decoded};
+use super::deal::{Content, Dealt, Squares, Wanted, deal_decoded};
 use super::members::metadata;
 use super::order::Runs;
 use super::shards::tars_in;
@@ -221,7 +221,10 @@ impl GallerySource {
             let cut = if variant == 0 { String::new() } else { self.settings.rules.cut.name() };
             drawn.content(Content::new(&format!("gallery {} {cut} {idx} {variant}", self.settings.size)))
         };
-        let decode = || Ok(self.squares(&drawn.decoded(self.ffmpeg.as_ref())?, idx, variant));
+        let decode = || {
+            let images = self.squares(&drawn.decoded(self.ffmpeg.as_ref())?, idx, variant);
+            Ok(Squares { images, masks: vec![] })
+        };
         deal_decoded(captions, wanted, content, decode)
     }
 }

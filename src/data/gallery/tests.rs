@@ -18,7 +18,7 @@ fn pictures(folder: &Path, n: usize) {
 }
 
 fn shown(source: &GallerySource, set_idx: usize, variant: u64) -> Vec<usize> {
-    let wanted = Wanted { n_images: 1, variant, is_known: None };
+    let wanted = Wanted { n_images: 1, variant, is_known: None, masks: false };
     let Dealt::Set(set) = source.deal(set_idx, wanted).unwrap() else { panic!("not dealt") };
     set.images.unwrap().iter().map(|image| image.get_pixel(3, 3).0[0] as usize).collect()
 }
@@ -42,7 +42,7 @@ fn frames_of_a_clip_lie_apart_in_time() {
     let sets: Vec<Vec<usize>> = (1..50).map(|variant| shown(&source, 1, variant)).collect();
     assert!(sets.iter().all(|set| set.windows(2).all(|pair| pair[1] - pair[0] == 10)));
     assert!((0..10).all(|first| sets.iter().any(|set| set[0] == first)));
-    let wanted = Wanted { n_images: 3, variant: 0, is_known: None };
+    let wanted = Wanted { n_images: 3, variant: 0, is_known: None, masks: false };
     assert!(matches!(source.deal(0, wanted).unwrap(), Dealt::TooSmall(2)));
 }
 
@@ -107,7 +107,7 @@ fn videos_in_folders_and_tars_are_clips() {
                 *contents.borrow_mut() = content.to_owned();
                 true
             };
-            source.deal(0, Wanted { n_images: 1, variant, is_known: Some(&known) }).unwrap();
+            source.deal(0, Wanted { n_images: 1, variant, is_known: Some(&known), masks: false }).unwrap();
             contents.take()
         };
         assert!(content(0) == content(0) && content(0) != content(1) && content(1) != content(2));
@@ -116,7 +116,7 @@ fn videos_in_folders_and_tars_are_clips() {
     let rules = Rules { min_side: 5, ..Rules::default() };
     let settings = GallerySettings { rules, ..settings(GalleryKind::Clips, 3, 1.0) };
     let source = GallerySource { settings, ..items(&videos) };
-    let dealt = source.deal(0, Wanted { n_images: 1, variant: 0, is_known: None }).unwrap();
+    let dealt = source.deal(0, Wanted { n_images: 1, variant: 0, is_known: None, masks: false }).unwrap();
     assert!(matches!(dealt, Dealt::PassedOver(reason) if reason == "6×4 pixels, min_side is 5"));
     // Nothing is left of the files that ffmpeg was given.
     let source = items(&root.path().join("0.tar"));
