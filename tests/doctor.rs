@@ -20,6 +20,11 @@ fn every_check_passes_on_the_model_inside_the_program() {
         outcome.stdout.lines().map(|line| serde_json::from_str(line).expect("a JSON object a line")).collect();
     let checks: Vec<&str> = findings.iter().filter_map(|finding| finding["check"].as_str()).collect();
     assert_eq!(checks, ["build", "processor", "memory", "device", "gradients", "cache", "hub", "model"]);
+    let build = findings[0]["says"].as_str().expect("a sentence");
+    let features = [(cfg!(feature = "cuda"), "CUDA"), (cfg!(feature = "mpi"), "MPI"), (cfg!(feature = "nccl"), "NCCL")];
+    for (is_in, name) in features {
+        assert!(build.contains(&format!("{} {name}", if is_in { "with" } else { "without" })), "{build}");
+    }
     assert!(findings[7]["says"].as_str().is_some_and(|says| says.starts_with("toybox: takes references, 64×64")));
 }
 

@@ -5,6 +5,7 @@
 #[allow(dead_code)] // Of the harness only the command's path.
 mod harness;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -45,13 +46,13 @@ impl Room {
              [model]\narchitecture = \"{root}/architecture\"\nvae = \"{root}/model\"\nstart_from = \"{root}/model\"\n\
              [data]\nsource = \"toybox\"\nsets = 40\n\
              [optimizer]\nlr = 1e-4\nwarmup_steps = 5\nema_decay = 0.9\n[joint]\nset_sizes = [2, 3]\n\
-             [run]\nsteps = 20\nimages_per_step = 12\nvalidate_every = 0\ncheckpoint_every = 0\n"
+             [run]\nsteps = 20\nimages_per_step = 12\nvalidate_every = 0\ncheckpoint_every = 0\npreview_images = 0\n"
         );
         fs::write(room.path("joint.toml"), joint).expect("a file");
         let vae = format!(
             "objective = \"autoencoder\"\n[model]\narchitecture = \"{root}/architecture\"\n\
              [data]\nsource = \"toybox\"\nsets = 40\nimages = 1\nsize = 32\n\
-             [run]\nsteps = 100000\nimages_per_step = 8\nvalidate_every = 0\ncheckpoint_every = 2\n"
+             [run]\nsteps = 100000\nimages_per_step = 8\nvalidate_every = 0\ncheckpoint_every = 2\npreview_images = 0\n"
         );
         fs::write(room.path("vae.toml"), vae).expect("a file");
         room
@@ -72,7 +73,11 @@ impl Room {
                 command
             }
         };
-        command.args(["train", "--device", "cpu", "--config"]).arg(self.path(config)).arg("--out").arg(self.path(out));
+        command
+            .args(["train", "--device", &device(), "--config"])
+            .arg(self.path(config))
+            .arg("--out")
+            .arg(self.path(out));
         command.args(settings.iter().flat_map(|setting| ["--set", setting]));
         command
     }
@@ -96,6 +101,11 @@ impl Room {
         }
         child
     }
+}
+
+/// Where the runs are: `JEDI_RANKS_DEVICE=cuda` has them on GPUs.
+fn device() -> String {
+    std::env::var("JEDI_RANKS_DEVICE").unwrap_or_else(|_| "cpu".to_owned())
 }
 
 /// Open MPI, on fewer CPUs than processes, as whoever.
@@ -160,6 +170,14 @@ fn flat(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().and_then(|flat| flat.to_vec1()).expect("f32 values")
 }
 
+fn largest(values: &[f32]) -> f32 {
+    values.iter().fold(f32::MIN_POSITIVE, |max, value| max.max(value.abs()))
+}
+
+fn differences(one: &[f32], other: &[f32]) -> Vec<f32> {
+    one.iter().zip(other).map(|(a, b)| (a - b).abs()).collect()
+}
+
 /// The largest difference of a weight between two finished runs, as a share of the largest of its tensor, and the tensor.
 fn difference(one: &Path, other: &Path, kind: &str) -> (f32, String) {
     let [one, other] = [one, other].map(|run| read_safetensors(&run.join(STATE)).expect("a checkpoint"));
@@ -172,8 +190,7 @@ fn difference(one: &Path, other: &Path, kind: &str) -> (f32, String) {
             Some(layer) => flat(&one[&format!("{layer}k_proj.weight")]),
             None => a.clone(),
         };
-        let largest = scale.iter().fold(f32::MIN_POSITIVE, |max, value| max.max(value.abs()));
-        (a.iter().zip(&b).fold(0f32, |max, (a, b)| max.max((a - b).abs())) / largest, name.clone())
+        (largest(&differences(&a, &b)) / largest(&scale), name.clone())
     };
     let all = one.iter().filter(|(name, _)| name.starts_with(kind)).map(of);
     all.max_by(|a, b| a.0.total_cmp(&b.0)).expect("tensors")
@@ -213,6 +230,79 @@ fn ranks_train_what_one_process_trains_and_go_on_from_each_other() {
     for (a, b) in one.iter().zip(&other) {
         assert!((a - b).abs() < 1e-5 * a, "a step saw other pictures: {one:?} {other:?}");
     }
+}
+
+/// A fresh network, where the largest weight of a tensor may be small.
+#[test]
+fn of_a_fresh_network_only_weights_whose_first_gradient_is_rounding_differ_by_more() {
+    let room = Room::new();
+    let run = |ranks: usize, out: &str, steps: usize| -> BTreeMap<String, Tensor> {
+        let steps = format!("run.steps={steps}");
+        let ended = ended(&mut room.command(ranks, "vae.toml", out, &[&steps, "run.checkpoint_every=0"]));
+        assert!(ended.code == Some(0), "{}", ended.stderr);
+        read_safetensors(&room.path(out).join(STATE)).expect("a checkpoint")
+    };
+    let (start, alone, four) = (run(0, "start", 1), run(0, "alone", 20), run(4, "four", 20));
+    let [mut of_gradients, mut mean_square, mut furthest] = [0f32; 3];
+    let (mut n_beyond, mut n_weights) = (0, 0);
+    for name in alone.keys().filter_map(|name| name.strip_prefix("parameter.")) {
+        let of = |run: &BTreeMap<String, Tensor>, kind: &str| flat(&run[&format!("{kind}.{name}")]);
+        let gradient = of(&alone, "first");
+        if let Some(layer) = name.strip_suffix("to_k.bias") {
+            // The softmax does not see it: its gradient is rounding alone, which Adam brings to the size of others.
+            let of_weight = flat(&alone[&format!("first.{layer}to_k.weight")]);
+            assert!(largest(&gradient) < 1e-5 * largest(&of_weight), "{name}");
+            continue;
+        }
+        of_gradients = of_gradients.max(largest(&differences(&gradient, &of(&four, "first"))) / largest(&gradient));
+        let weights = of(&alone, "parameter");
+        let differences = differences(&weights, &of(&four, "parameter"));
+        let square = |values: &[f32]| values.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>();
+        mean_square = mean_square.max((square(&differences) / square(&weights)).sqrt() as f32);
+        furthest = furthest.max(largest(&differences) / largest(&weights));
+        n_weights += weights.len();
+        // Adam's first step is lr·g / (|g| + 1e-8): where g comes to nearly nothing, it is the step of what is left by rounding.
+        let (gradients, bound) = (of(&start, "first"), TOLERANCE * largest(&weights));
+        let of_small = 1e-4 * largest(&gradients);
+        for (difference, gradient) in differences.iter().zip(&gradients).filter(|(d, _)| **d > bound) {
+            assert!(gradient.abs() < of_small, "{name} differs by {difference:e}");
+            n_beyond += 1;
+        }
+    }
+    figure(&format!(
+        "4 processes, 20 steps of a fresh network: largest relative difference of mean gradients {of_gradients:.1e}, in the \
+         mean square of a tensor's weights {mean_square:.1e}, of a weight {furthest:.1e}, above {TOLERANCE:e} for {n_beyond} \
+         of {n_weights} weights"
+    ));
+    assert!(of_gradients <= TOLERANCE && mean_square <= TOLERANCE, "{of_gradients:e} {mean_square:e}");
+    assert!(n_beyond * 10_000 < n_weights && furthest < 1e-3, "{n_beyond} of {n_weights}, {furthest:e}");
+}
+
+#[test]
+fn ranks_share_the_cpus_of_their_machine_for_decoding_too() {
+    let room = Room::new();
+    let threads = |ranks: usize, more: &[&str]| {
+        let mut command = room.command(ranks, "vae.toml", "tried", &[&["run.micro_batch=1"], more].concat());
+        command.env_remove("CANDLE_NUM_THREADS").env_remove("RAYON_NUM_THREADS");
+        // No rank is bound: mpirun leaves it to jedi to share out the CPUs.
+        command.env("OMPI_MCA_hwloc_base_binding_policy", "none").env("PRTE_MCA_hwloc_default_binding_policy", "none");
+        let output = command.arg("--dry-run").output().expect("the command starts");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.lines().find_map(|line| line.strip_prefix("# threads: ")).expect("a line of threads").to_owned()
+    };
+    let cpus = std::thread::available_parallelism().expect("a number of CPUs").get();
+    let decoding = |ranks: usize| format!("{} decode ahead", (cpus / ranks / 2).max(1));
+    assert!(threads(0, &[]).ends_with(&decoding(1)));
+    for ranks in [2, 4] {
+        let said = threads(ranks, &[]);
+        assert!(
+            said.ends_with(&format!("{}, in each of {ranks} processes on this machine", decoding(ranks))),
+            "{said}"
+        );
+        assert!(said.split(' ').next().unwrap().parse::<usize>().unwrap() <= (cpus / ranks).max(1), "{said}");
+    }
+    let said = threads(2, &["data.workers=3"]);
+    assert!(said.contains(" 3 decode ahead"), "{said}");
 }
 
 #[test]

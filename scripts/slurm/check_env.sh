@@ -19,7 +19,13 @@ if program=$(command -v "$jedi"); then
         library=$(ldd "$program" | awk '/libmpi[^_]*\.so/ {print $3; exit}')
         [ -e "$library" ] && good "built with MPI: $library" || bad "its MPI library is not on this machine (module load?)"
     else
-        bad "$program was built without MPI: cargo build --release --features mpi"
+        bad "$program was built without MPI: cargo build --release --features nccl (GPUs) or mpi (CPUs)"
+    fi
+    if ldd "$program" | grep -q 'libnccl'; then
+        library=$(ldd "$program" | awk '/libnccl/ {print $3; exit}')
+        [ -e "$library" ] && good "built with NCCL: $library" || bad "its NCCL library is not on this machine (module load?)"
+    elif command -v nvidia-smi >/dev/null; then
+        warn "built without NCCL: gradients between GPUs go through the host's memory (cargo build --release --features nccl)"
     fi
     ldd "$program" | grep 'not found' | while read -r line; do warn "library $line"; done
 else

@@ -91,8 +91,16 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
 }
 
 fn build() -> Finding {
-    let cuda = if cfg!(feature = "cuda") { "with CUDA" } else { "without CUDA (cargo build --features cuda)" };
-    let says = format!("jedi {} for {}, {cuda}", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
+    let parts = [
+        (cfg!(feature = "cuda"), "CUDA", "cuda"),
+        (cfg!(feature = "mpi"), "MPI", "mpi"),
+        (cfg!(feature = "nccl"), "NCCL", "nccl"),
+    ];
+    let parts = parts.map(|(is_in, name, feature)| match is_in {
+        true => format!("with {name}"),
+        false => format!("without {name} (cargo build --features {feature})"),
+    });
+    let says = format!("jedi {} for {}, {}", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH, parts.join(", "));
     match cfg!(debug_assertions) {
         false => Finding::new("build", State::Ok, says),
         true => Finding::new("build", State::Warn, format!("{says}; not optimised, slow: use cargo build --release")),

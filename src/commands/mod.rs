@@ -40,7 +40,7 @@ use crate::{
 
 /// Runs the program; the exit code is 0 done, 1 failed, 2 wrong usage or config.
 pub fn run() -> ExitCode {
-    ops::fit_threads(ranks::launch::own_cpus());
+    ops::fit_threads(ranks::launch::own_cpus(None));
     ops::keep_freed_memory();
     match Cli::try_parse() {
         Ok(cli) => exit_code(dispatch(cli.command)),

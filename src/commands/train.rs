@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
+use candle_core::Device;
 
 use super::models::{self, Part};
 use super::preview;
@@ -57,23 +58,39 @@ fn run_among(ranks: &Rc<Ranks>, args: TrainArgs) -> Result<Ended> {
     let on_disk = ranks.all_succeed(on_disk.map_or_else(|| downloaded(&settings), Ok))?;
     let out = args.out.unwrap_or_else(|| default_out(&args.config));
     let runtime = ranks.all_succeed(Runtime::open_for(args.device.name(), ranks.local_rank()))?;
+    let is_direct = ranks.connect_gpus(&runtime.device)?;
     let interrupt = ranks.all_succeed(Interrupt::install())?;
     set_matmul_precision(settings.run.matmul_precision);
 
     let broken = BrokenSamples::new(&out);
-    let mixture = ranks.all_succeed(sources::mixture(&on_disk.data, &broken))?;
+    let mut mixture = ranks.all_succeed(sources::mixture(&on_disk.data, &broken))?;
+    if let (0, Some(cpus)) = (mixture.workers, ranks.own_cpus()) {
+        mixture.workers = Mixture::workers_of(cpus);
+    }
+    let n_workers = mixture.n_workers();
     let mut objective = ranks.all_succeed(objective(&on_disk, &runtime, mixture))?;
     ranks.all_have_same("the networks that are trained", shapes(objective.as_ref()).as_bytes())?;
     objective.notices().iter().for_each(report::note);
     let own = ranks.all_succeed(own_share(ranks, objective.as_ref()))?;
     let plan = ranks.all_succeed(MemoryPlan::of(&settings, objective.as_mut(), own, &runtime.device))?;
     if args.dry_run {
+        report::result(format!("# threads: {}", threads_of(ranks, n_workers)))?;
         ranks.all_succeed(tell_plan(&settings, objective.as_mut(), own, &plan))?;
         return Ok(Ended::Tried);
     }
     report::note(plan.describe());
     let parameters: usize = objective.parameters().values().map(|var| var.elem_count()).sum();
-    report::note(format!("{}: training {:.2} M parameters{}", out.display(), parameters as f64 / 1e6, company(ranks)));
+    let way = match runtime.device {
+        Device::Cuda(_) if is_direct => ", from GPU to GPU by NCCL",
+        Device::Cuda(_) => ", through the host's memory",
+        _ => "",
+    };
+    report::note(format!(
+        "{}: training {:.2} M parameters{}",
+        out.display(),
+        parameters as f64 / 1e6,
+        company(ranks, way, n_workers)
+    ));
     let mut progress = Progress::new(settings.run.steps);
     let outcome = train::train_among(
         ranks,
@@ -151,11 +168,20 @@ fn shapes(objective: &dyn Objective) -> String {
     objective.parameters().iter().map(|(name, var)| format!("{name} {:?}\n", var.dims())).collect()
 }
 
-fn company(ranks: &Ranks) -> String {
+/// `way`: that of gradients between the processes.
+fn company(ranks: &Ranks, way: &str, n_workers: usize) -> String {
     match ranks.count() {
         1 => String::new(),
-        count => format!(" by {count} processes of {} threads here", threads()),
+        count => format!(" by {count} processes{way}; threads: {}", threads_of(ranks, n_workers)),
     }
+}
+
+fn threads_of(ranks: &Ranks, n_workers: usize) -> String {
+    let place = match ranks.local_count() {
+        1 => String::new(),
+        count => format!(", in each of {count} processes on this machine"),
+    };
+    format!("{} compute, {n_workers} decode ahead{place}", threads())
 }
 
 /// The end of a dry run, as comments behind the settings: the whole is a config file still.

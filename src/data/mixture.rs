@@ -15,7 +15,7 @@ pub struct Mixture {
     pub sources: Vec<MixedSource>,
     /// Share of a source's samples that may be broken before the run ends; 0: none.
     pub max_bad_fraction: f64,
-    /// Threads that decode ahead of the step; 0: half of the cores.
+    /// Threads that decode ahead of the step; 0: half of the CPUs that the process may use.
     pub workers: usize,
     /// Hears of every broken sample once.
     pub on_broken: Arc<dyn Fn(&BrokenSample) + Send + Sync>,
@@ -101,9 +101,14 @@ impl Mixture {
     /// Threads that decode ahead.
     pub fn n_workers(&self) -> usize {
         match self.workers {
-            0 => std::thread::available_parallelism().map_or(1, |n| (n.get() / 2).max(1)),
+            0 => Self::workers_of(std::thread::available_parallelism().map_or(1, |n| n.get())),
             n => n,
         }
+    }
+
+    /// Threads that decode ahead by themselves where the work has so many CPUs.
+    pub fn workers_of(cpus: usize) -> usize {
+        (cpus / 2).max(1)
     }
 }
 

@@ -1,15 +1,18 @@
 //! Many processes that train one model: who they are, what they tell each other, and what becomes of a run when one of them
 //! fails or is gone. A process is a *rank*, from 0; every one of them makes the same calls in the same order.
 //!
-//! MPI starts them and carries numbers (feature `mpi`); in a program that was started alone everything here is a plain copy.
-//! What is computed in parts, and how gradients are averaged, is the affair of `train`. Read `launch`, then this, then
-//! `watch`.
+//! MPI starts them and carries numbers (feature `mpi`), NCCL what goes from GPU to GPU (feature `nccl`); in a program that was
+//! started alone everything here is a plain copy. What is computed in parts, and how gradients are averaged, is the affair of
+//! `train`. Read `launch`, then this, then `wire` and `watch`.
 
 pub mod launch;
 pub mod watch;
+pub mod wire;
 
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
 
 use std::cell::{Cell, RefCell};
 
@@ -22,9 +25,12 @@ use watch::Watch;
 pub struct Ranks {
     rank: usize,
     count: usize,
-    /// Its number among the ranks of this machine.
-    local: usize,
+    /// Its number among the ranks of this machine, and theirs.
+    local: (usize, usize),
     engine: Engine,
+    /// None: tensors on GPUs go through the host.
+    #[cfg(feature = "nccl")]
+    nccl: std::cell::OnceCell<nccl::Nccl>,
     watch: RefCell<Option<Watch>>,
     has_agreed_to_fail: Cell<bool>,
 }
@@ -41,8 +47,10 @@ impl Ranks {
         Self {
             rank: 0,
             count: 1,
-            local: 0,
+            local: (0, 1),
             engine: Engine::Alone,
+            #[cfg(feature = "nccl")]
+            nccl: std::cell::OnceCell::new(),
             watch: RefCell::new(None),
             has_agreed_to_fail: Cell::new(false),
         }
@@ -68,7 +76,7 @@ impl Ranks {
     #[cfg(feature = "mpi")]
     fn join_by_mpi(started: usize) -> Result<Self> {
         let mpi = mpi::Mpi::join()?;
-        let (rank, count, local) = (mpi.rank(), mpi.count(), mpi.local_rank());
+        let (rank, count, local) = (mpi.rank(), mpi.count(), mpi.local());
         if count != started {
             // Without this each process would train a model of its own, and all would write into one folder.
             return Err(invalid(format!(
@@ -91,7 +99,17 @@ impl Ranks {
 
     /// From 0, among the ranks of this machine.
     pub fn local_rank(&self) -> usize {
-        self.local
+        self.local.0
+    }
+
+    /// Ranks of this machine.
+    pub fn local_count(&self) -> usize {
+        self.local.1
+    }
+
+    /// CPUs that it should keep busy: its share of those that it may use; None where the system does not tell.
+    pub fn own_cpus(&self) -> Option<usize> {
+        launch::own_cpus(Some(self.local_count()))
     }
 
     /// The rank that writes, prints and answers for all.
@@ -199,14 +217,15 @@ impl Ranks {
     }
 }
 
-/// Numbers and bytes from rank to rank. No call takes more than [`Ranks::MAX_VALUES`] values in all.
+/// Numbers and bytes from rank to rank, from the host's memory to the host's memory; tensors go by [`Ranks::wire`]. No call
+/// takes more than [`Ranks::MAX_VALUES`] values in all.
 impl Ranks {
     /// MPI counts in 32 bits.
     pub const MAX_VALUES: usize = i32::MAX as usize;
 
     /// Sends to each rank its part of `values`, where `lengths` has the parts in order, and returns what the ranks sent to
     /// this one, in their order.
-    pub fn exchange(&self, values: &[f32], lengths: &[usize]) -> Vec<f32> {
+    fn exchange(&self, values: &[f32], lengths: &[usize]) -> Vec<f32> {
         debug_assert_eq!(values.len(), lengths.iter().sum::<usize>());
         match &self.engine {
             Engine::Alone => values.to_vec(),
@@ -216,7 +235,7 @@ impl Ranks {
     }
 
     /// The values of all ranks in their order; rank r gives `lengths[r]`.
-    pub fn gather(&self, own: &[f32], lengths: &[usize]) -> Vec<f32> {
+    fn gather(&self, own: &[f32], lengths: &[usize]) -> Vec<f32> {
         debug_assert_eq!(own.len(), lengths[self.rank]);
         match &self.engine {
             Engine::Alone => own.to_vec(),
@@ -226,7 +245,7 @@ impl Ranks {
     }
 
     /// Every rank gets the values of rank `from`.
-    pub fn broadcast(&self, values: &mut [f32], from: usize) {
+    fn broadcast(&self, values: &mut [f32], from: usize) {
         match &self.engine {
             Engine::Alone => debug_assert!(from == 0 || values.is_empty()),
             #[cfg(feature = "mpi")]

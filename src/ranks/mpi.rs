@@ -17,7 +17,8 @@ pub struct Mpi {
     /// Dropped by [`Mpi::leave`] alone: to finalise MPI waits for all ranks, which must not happen behind an error of one.
     universe: RefCell<Option<Universe>>,
     world: SimpleCommunicator,
-    local_rank: usize,
+    /// Its number among the ranks of this machine, and theirs.
+    local: (usize, usize),
 }
 
 impl Mpi {
@@ -25,8 +26,10 @@ impl Mpi {
     pub fn join() -> Result<Self> {
         let (universe, _) = mpi::initialize_with_threading(Threading::Funneled).context("MPI was started twice")?;
         let world = universe.world();
-        let local_rank = world.split_shared(world.rank()).rank() as usize;
-        Ok(Self { universe: RefCell::new(Some(universe)), world, local_rank })
+        let here = world.split_shared(world.rank());
+        let local = (here.rank() as usize, here.size() as usize);
+        drop(here);
+        Ok(Self { universe: RefCell::new(Some(universe)), world, local })
     }
 
     pub fn rank(&self) -> usize {
@@ -37,8 +40,9 @@ impl Mpi {
         self.world.size() as usize
     }
 
-    pub fn local_rank(&self) -> usize {
-        self.local_rank
+    /// Number and count.
+    pub fn local(&self) -> (usize, usize) {
+        self.local
     }
 
     pub fn exchange(&self, values: &[f32], lengths: &[usize]) -> Vec<f32> {

@@ -8,7 +8,8 @@ use super::objective::{ModelWriter, Objective, Weights, component, frozen, merge
 use super::patterns::{check_freeze, freeze};
 use super::plan::{Footprint, total_bytes};
 use super::settings::{AutoencoderConfig, TrainConfig};
-use super::share::{Share, set_rng};
+use super::share::set_rng;
+use super::shared_feed::SharedFeed;
 use super::whitening::whitened;
 use crate::data::{Feed, FeedSettings, Mixture, NothingKnown, SetSource, tensor_from_images};
 use crate::device::Runtime;
@@ -17,7 +18,6 @@ use crate::model::vae::Moments;
 use crate::model::write::write_component;
 use crate::model::{Files, Vae, VaeConfig};
 use crate::ops;
-use crate::shape::SetShape;
 
 /// Pictures of the validation loss.
 const VALIDATION_IMAGES: usize = 64;
@@ -26,14 +26,13 @@ const VALIDATION_IMAGES: usize = 64;
 pub struct AutoencoderObjective {
     settings: AutoencoderConfig,
     seed: u64,
-    share: Share,
     runtime: Runtime,
     config: VaeConfig,
     vae: Vae,
     vars: NamedVars,
     /// What is built and written, but not trained.
     frozen: Weights,
-    feed: Feed,
+    fed: SharedFeed,
     /// Side of the pictures in pixels.
     size: u32,
     validation: Tensor,
@@ -82,13 +81,12 @@ impl AutoencoderObjective {
         Ok(Self {
             settings: config.autoencoder.clone(),
             seed: config.seed,
-            share: Share::WHOLE,
             runtime: runtime.clone(),
             config: vae_config,
             vae,
             vars,
             frozen,
-            feed,
+            fed: SharedFeed::new(feed),
             size: config.data.size,
             notices,
             validation: tensor_from_images(&held_out, &runtime.device)?,
@@ -131,28 +129,19 @@ impl Objective for AutoencoderObjective {
         &self.notices
     }
 
-    fn shape(&mut self, step: u64) -> SetShape {
-        self.feed.plan(step).shape
+    fn fed(&self) -> &SharedFeed {
+        &self.fed
     }
 
-    fn fewest_sets(&self) -> usize {
-        self.feed.fewest_sets()
-    }
-
-    fn set_rank_share(&mut self, own: Share) {
-        self.feed.set_rank(own.index, own.count);
-        self.share = own;
-    }
-
-    fn set_share(&mut self, share: Share) {
-        self.share = share;
+    fn fed_mut(&mut self) -> &mut SharedFeed {
+        &mut self.fed
     }
 
     fn loss(&mut self, step: u64) -> Result<Tensor> {
-        let shape = self.feed.plan(step).shape;
-        let own = self.share.range(shape.sets);
+        let shape = self.fed.shape(step);
+        let (own, sets) = self.fed.sets(step)?;
         let mut images = Vec::with_capacity(own.len() * shape.images);
-        for set in self.feed.sets(step, own.clone())?.into_iter().filter_map(|fed| fed.set) {
+        for set in sets.into_iter().filter_map(|fed| fed.set) {
             images.extend(set.images.into_iter().flatten().take(shape.images));
         }
         let images = tensor_from_images(&images, &self.runtime.device)?;
@@ -163,15 +152,15 @@ impl Objective for AutoencoderObjective {
         let deviation = ops::exp(&ops::affine(&moments.logvar, 0.5, 0.0)?)?;
         let latents = ops::add(&moments.mean, &ops::mul(&deviation, &noise.to_device(&self.runtime.device)?)?)?;
         let loss = self.loss_of(&images, &self.vae.decode_unscaled(&latents)?, &moments)?;
-        self.share.weighted(loss, shape.sets)
+        self.fed.share().weighted(loss, shape.sets)
     }
 
     fn footprint(&self) -> Footprint {
         Footprint {
             untrained_bytes: total_bytes(self.frozen.values()),
             cache_bytes: 0,
-            n_sets: self.feed.mixture().n_sets(),
-            images: self.feed.most_images(),
+            n_sets: self.fed.feed().mixture().n_sets(),
+            images: self.fed.feed().most_images(),
             side: self.size as usize,
             smallest_side: self.config.downscale(),
             preparation: None,
@@ -179,7 +168,7 @@ impl Objective for AutoencoderObjective {
     }
 
     fn trial_loss(&self, sets: usize, side: usize) -> Result<Tensor> {
-        let dims = (sets * self.feed.most_images(), 3, side, side);
+        let dims = (sets * self.fed.feed().most_images(), 3, side, side);
         let images = Tensor::zeros(dims, DType::F32, &self.runtime.device)?;
         let moments = self.vae.encode(&images)?;
         let deviation = ops::exp(&ops::affine(&moments.logvar, 0.5, 0.0)?)?;
@@ -190,7 +179,7 @@ impl Objective for AutoencoderObjective {
 
     fn validate(&mut self, weights: &Weights) -> Result<f64> {
         let n_images = self.validation.dim(0)?;
-        let own = self.share.range(n_images);
+        let own = self.fed.share().range(n_images);
         if own.is_empty() {
             return Ok(0.0);
         }
@@ -200,7 +189,7 @@ impl Objective for AutoencoderObjective {
         let moments = vae.encode(&images)?;
         let decoded = vae.decode_unscaled(&moments.mean)?;
         let loss = self.loss_of(&images, &decoded, &moments)?.to_scalar::<f32>()? as f64;
-        Ok(loss * self.share.weight(n_images))
+        Ok(loss * self.fed.share().weight(n_images))
     }
 
     /// Channels that carry alike, and the scaling factor that gives the held-out latents unit variance.

@@ -38,7 +38,7 @@ pub struct DataConfig {
     /// or among the first thousand; 0: none.
     #[serde(default = "default_bad", skip_serializing_if = "is_default_bad")]
     pub max_bad_fraction: f64,
-    /// Threads that read and decode ahead of the step; 0: half of the cores.
+    /// Threads that read and decode ahead of the step, on each process; 0: half of the CPUs that it has for itself.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub workers: usize,
     /// Folder that keeps latents, and the texts of an encoder that is not trained, from start to start, of several runs too;

@@ -15,7 +15,8 @@ use super::objective::{ModelWriter, Objective, Weights, component, frozen, merge
 use super::patterns::check_freeze;
 use super::plan::{Footprint, total_bytes};
 use super::settings::{JointConfig, TrainConfig};
-use super::share::{Share, set_rng};
+use super::share::set_rng;
+use super::shared_feed::SharedFeed;
 use super::start::UnetStart;
 use super::texts::TextCache;
 use crate::data::{Feed, FeedSettings, Mixture, SetSource, Store};
@@ -35,7 +36,6 @@ pub struct JointObjective {
     settings: JointConfig,
     lora: LoraConfig,
     seed: u64,
-    share: Share,
     runtime: Runtime,
     architecture: Files,
     /// Side of the pictures in pixels.
@@ -53,7 +53,7 @@ pub struct JointObjective {
     vars: NamedVars,
     /// What is built and written, but not trained.
     frozen: Weights,
-    feed: Feed,
+    fed: SharedFeed,
     latents: LatentCache,
     /// None where the text encoder is trained, or there is no cache.
     texts: Option<TextCache>,
@@ -170,7 +170,6 @@ impl JointObjective {
             settings: config.joint.clone(),
             lora: config.lora.clone(),
             seed: config.seed,
-            share: Share::WHOLE,
             runtime: runtime.clone(),
             architecture,
             size: config.data.size,
@@ -185,7 +184,7 @@ impl JointObjective {
             text,
             vars,
             frozen,
-            feed,
+            fed: SharedFeed::new(feed),
             latents,
             texts,
             held_out,
@@ -196,15 +195,15 @@ impl JointObjective {
 
     /// The share's sets of the step, and how many the step has.
     fn batch(&mut self, step: u64) -> Result<(Batch, usize)> {
-        let whole = self.feed.plan(step).shape;
-        let own = self.share.range(whole.sets);
+        let whole = self.fed.shape(step);
+        let (own, sets) = self.fed.sets(step)?;
         let shape = SetShape { sets: own.len(), ..whole };
         let (mut clean, mut tokens, mut masked, mut weights) = (vec![], vec![], vec![], vec![]);
         let (mut timesteps, mut noise) = (Vec::with_capacity(shape.sets), Vec::with_capacity(shape.sets));
         let empty = self.latents.encoder().empty_tokens()?;
         let train_steps = self.schedule.train_steps();
-        for (position, fed) in own.clone().zip(self.feed.sets(step, own)?) {
-            let set = self.latents.encoded(&self.feed, fed, shape.images)?;
+        for (position, fed) in own.zip(sets) {
+            let set = self.latents.encoded(self.fed.feed(), fed, shape.images)?;
             let mut rng = set_rng(self.seed, "conditions", step, position);
             let conditions =
                 SetConditions::draw(&mut rng, &self.settings, train_steps, set.latents.len(), shape.images);
@@ -257,26 +256,17 @@ impl Objective for JointObjective {
         Some(&self.vae_hash)
     }
 
-    fn shape(&mut self, step: u64) -> SetShape {
-        self.feed.plan(step).shape
+    fn fed(&self) -> &SharedFeed {
+        &self.fed
     }
 
-    fn fewest_sets(&self) -> usize {
-        self.feed.fewest_sets()
-    }
-
-    fn set_rank_share(&mut self, own: Share) {
-        self.feed.set_rank(own.index, own.count);
-        self.share = own;
-    }
-
-    fn set_share(&mut self, share: Share) {
-        self.share = share;
+    fn fed_mut(&mut self) -> &mut SharedFeed {
+        &mut self.fed
     }
 
     fn loss(&mut self, step: u64) -> Result<Tensor> {
         let (batch, sets) = self.batch(step)?;
-        self.share.weighted(self.denoiser().loss(&batch, self.settings.min_snr_gamma)?, sets)
+        self.fed.share().weighted(self.denoiser().loss(&batch, self.settings.min_snr_gamma)?, sets)
     }
 
     fn footprint(&self) -> Footprint {
@@ -288,10 +278,10 @@ impl Objective for JointObjective {
             cache_bytes: {
                 let latents = self.unet_config.latent_channels() * side * side;
                 let set = self.pictures_per_set * (latents + self.text_config.max_position_embeddings);
-                (self.feed.mixture().n_kept() * set as u64 * 4).min((self.settings.latent_cache_gb * 1e9) as u64)
+                (self.fed.feed().mixture().n_kept() * set as u64 * 4).min((self.settings.latent_cache_gb * 1e9) as u64)
             },
-            n_sets: self.feed.mixture().n_sets(),
-            images: self.feed.most_images(),
+            n_sets: self.fed.feed().mixture().n_sets(),
+            images: self.fed.feed().most_images(),
             side,
             smallest_side: 1 << (self.unet_config.block_out_channels.len() - 1),
             preparation: Some((pixels, downscale)),
@@ -321,7 +311,7 @@ impl Objective for JointObjective {
         let (unet, _) = JointUnet::new(&self.unet_config, frozen(&weights, "unet", device))?;
         let (text, _) = TextEncoder::new(&self.text_config, frozen(&weights, "text_encoder", device))?;
         let denoiser = Denoiser { unet: &unet, text: &text, ..self.denoiser() };
-        let (loss, parts) = self.held_out.losses(denoiser, self.share)?;
+        let (loss, parts) = self.held_out.losses(denoiser, self.fed.share())?;
         self.held_out_parts = parts;
         Ok(loss)
     }

@@ -19,6 +19,7 @@ pub mod objective;
 mod patterns;
 pub mod plan;
 pub mod share;
+pub mod shared_feed;
 pub mod start;
 mod stored;
 mod texts;

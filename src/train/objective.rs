@@ -9,6 +9,7 @@ use candle_core::{Device, Tensor};
 use super::held_out::PartLoss;
 use super::plan::Footprint;
 use super::share::Share;
+use super::shared_feed::SharedFeed;
 use crate::model::params::{NamedVars, Params};
 use crate::shape::SetShape;
 
@@ -33,17 +34,31 @@ pub trait Objective {
         None
     }
 
+    /// What it is fed with.
+    fn fed(&self) -> &SharedFeed;
+
+    /// The same.
+    fn fed_mut(&mut self) -> &mut SharedFeed;
+
     /// Sets in the batch of `step`, and images in each.
-    fn shape(&mut self, step: u64) -> SetShape;
+    fn shape(&mut self, step: u64) -> SetShape {
+        self.fed_mut().shape(step)
+    }
 
     /// The fewest sets that a step can hold: no step can be shared among more.
-    fn fewest_sets(&self) -> usize;
+    fn fewest_sets(&self) -> usize {
+        self.fed().feed().fewest_sets()
+    }
 
     /// Reads ahead for this share of every batch alone, and computes it: all shares that follow are parts of it.
-    fn set_rank_share(&mut self, own: Share);
+    fn set_rank_share(&mut self, own: Share) {
+        self.fed_mut().set_rank_share(own);
+    }
 
     /// Computes no more than this share of every batch from now on; at first it is [`Share::WHOLE`].
-    fn set_share(&mut self, share: Share);
+    fn set_share(&mut self, share: Share) {
+        self.fed_mut().set_share(share);
+    }
 
     /// What the share adds to the loss of the batch of `step`, with history: the losses of all shares add up to that of the
     /// whole. A function of the parameters, `step` and the share alone.

@@ -54,7 +54,8 @@ impl Optimizer {
     /// The same on many ranks, which all have the same parameters and make every call together.
     pub fn among(ranks: &Rc<Ranks>, config: &TrainConfig, parameters: &NamedVars) -> Result<Self> {
         let lengths = parameters.values().map(|parameter| parameter.elem_count()).collect();
-        let team = Team::new(ranks, lengths, config.run.shard_optimizer);
+        let device = parameters.values().next().map_or(Device::Cpu, |parameter| parameter.device().clone());
+        let team = Team::new(ranks, &device, lengths, config.run.shard_optimizer);
         let mut slots = BTreeMap::new();
         for (idx, (name, parameter)) in parameters.iter().enumerate() {
             let zeros = || Var::from_tensor(&parameter.zeros_like()?);
@@ -180,7 +181,7 @@ impl Optimizer {
                 let part = match var.filter(|_| is_everywhere) {
                     Some(_) if !self.team.ranks().is_first() => continue,
                     Some(var) => hold(var.as_detached_tensor())?,
-                    None => self.team.owners_tensor(idx, &slot.parameter, var)?,
+                    None => self.team.owners_tensor(idx, &slot.parameter, var)?.to_device(&Device::Cpu)?,
                 };
                 if self.team.ranks().is_first() {
                     state.insert(format!("{kind}.{name}"), part);

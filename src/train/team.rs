@@ -2,13 +2,14 @@
 //! added up by their owner, in the order of ranks and in f64, and given back to all: the sum has the same bits on every rank,
 //! and with another number of ranks it differs by the rounding of the parts alone. With sharded state the owner alone keeps a
 //! parameter's moments and average and makes its update, and gives the new weights to all (ZeRO stage 1, Rajbhandari et al.
-//! 2020).
+//! 2020). What goes from rank to rank, and how, is the wire's affair: the same is done on CPUs and GPUs.
 
 use std::rc::Rc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor, Var};
 
+use crate::ops::global_norm;
 use crate::ranks::Ranks;
 
 /// Numbers that are under way at a time, of all ranks together.
@@ -17,21 +18,25 @@ const MAX_PIECE: usize = 1 << 24;
 /// The ranks at work on one list of parameters.
 pub struct Team {
     ranks: Rc<Ranks>,
+    /// Where the parameters are.
+    device: Device,
     is_sharded: bool,
     /// Of each parameter.
     owners: Vec<usize>,
     lengths: Vec<usize>,
-    /// The parameters of each rank, in their order.
+    /// The parameters of each rank, in their order, but for empty ones.
     owned: Vec<Vec<usize>>,
 }
 
 impl Team {
-    /// For parameters of these lengths. `is_sharded`: the moments of a parameter are with its owner alone.
-    pub fn new(ranks: &Rc<Ranks>, lengths: Vec<usize>, is_sharded: bool) -> Self {
+    /// For parameters of these lengths on `device`. `is_sharded`: the moments of a parameter are with its owner alone.
+    pub fn new(ranks: &Rc<Ranks>, device: &Device, lengths: Vec<usize>, is_sharded: bool) -> Self {
         let owners = owners(&lengths, ranks.count());
-        let owned = (0..ranks.count()).map(|rank| (0..lengths.len()).filter(|&idx| owners[idx] == rank).collect());
+        let is_owned = |idx: usize, rank: usize| owners[idx] == rank && lengths[idx] > 0;
+        let owned = (0..ranks.count()).map(|rank| (0..lengths.len()).filter(|&idx| is_owned(idx, rank)).collect());
         Self {
             ranks: ranks.clone(),
+            device: device.clone(),
             is_sharded: is_sharded && ranks.count() > 1,
             owned: owned.collect(),
             owners,
@@ -62,77 +67,68 @@ impl Team {
     /// The gradients of the whole batch from those of this rank's share, and their global norm. None for parameters whose
     /// moments are not here.
     pub fn added_up(&self, gradients: Vec<Tensor>) -> Result<(Vec<Option<Tensor>>, f64)> {
-        let like: Vec<_> =
-            gradients.iter().map(|gradient| (gradient.shape().clone(), gradient.device().clone())).collect();
-        let mut all = gradients.into_iter().map(|gradient| flat(&gradient)).collect::<Result<Vec<_>>>()?;
-        let own = self.ranks.rank();
+        let shapes: Vec<_> = gradients.iter().map(|gradient| gradient.shape().clone()).collect();
+        // Copies: two parameters may have one gradient, and these are overwritten by the sums.
+        let all = gradients
+            .into_iter()
+            .map(|gradient| Ok(flat(&gradient)?.force_contiguous()?))
+            .collect::<Result<Vec<_>>>()?;
+        let (own, wire) = (self.ranks.rank(), self.ranks.wire(&self.device));
         self.in_pieces(|lengths, places| {
-            let mut sent = Vec::with_capacity(lengths.iter().sum());
-            places.iter().flatten().for_each(|(idx, range)| sent.extend_from_slice(&all[*idx][range.clone()]));
-            let received = self.ranks.exchange(&sent, lengths);
-            let total = totals(&received, lengths[own], self.ranks.count());
-            match self.is_sharded {
-                true => put(&mut all, &places[own], &total),
-                false => {
-                    let gathered = self.ranks.gather(&total, lengths);
-                    put(&mut all, &places.concat(), &gathered);
-                }
+            let sent = packed(&all, places.iter().flatten())?.context("a piece of nothing")?;
+            let received = wire.exchange(&sent, lengths)?;
+            let total = received.map(|rows| totals(&rows, self.ranks.count())).transpose()?;
+            match (self.is_sharded, total) {
+                (true, None) => Ok(()),
+                (true, Some(total)) => put(&all, places[own].iter(), &total),
+                (false, total) => put(&all, places.iter().flatten(), &wire.gather(total.as_ref(), lengths)?),
             }
-        });
-        let squares = |idx: usize| -> f64 { all[idx].iter().map(|&value| f64::from(value).powi(2)).sum() };
-        let norm = match self.is_sharded {
-            true => self.ranks.sum(self.owned[own].iter().map(|&idx| squares(idx)).sum()),
-            false => (0..all.len()).map(squares).sum(),
+        })?;
+        // Each by its owner: the same bits on every rank, whatever the threads of each.
+        let owned: Vec<Tensor> = self.owned[own].iter().map(|&idx| all[idx].clone()).collect();
+        let squares = if owned.is_empty() { 0.0 } else { global_norm(&owned)?.powi(2) };
+        let norm = self.ranks.sum(squares).sqrt();
+        let kept = |(idx, (values, shape)): (usize, (Tensor, _))| -> Result<Option<Tensor>> {
+            Ok(self.keeps(idx).then(|| values.reshape(shape)).transpose()?)
         };
-        let kept = |(idx, (values, (shape, device)))| -> Result<Option<Tensor>> {
-            let tensor = || Tensor::from_vec(values, shape, &Device::Cpu)?.to_device(&device);
-            Ok(self.keeps(idx).then(tensor).transpose()?)
-        };
-        let kept = all.into_iter().zip(like).enumerate().map(kept).collect::<Result<Vec<_>>>()?;
-        Ok((kept, norm.sqrt()))
+        Ok((all.into_iter().zip(shapes).enumerate().map(kept).collect::<Result<Vec<_>>>()?, norm))
     }
 
     /// Gives the weights that the owners have updated to all.
     pub fn share_weights(&self, parameters: &[&Var]) -> Result<()> {
-        let mut all = parameters.iter().map(|parameter| flat(parameter)).collect::<Result<Vec<_>>>()?;
-        let own = self.ranks.rank();
-        self.in_pieces(|lengths, places| {
-            let mut sent = Vec::with_capacity(lengths[own]);
-            places[own].iter().for_each(|(idx, range)| sent.extend_from_slice(&all[*idx][range.clone()]));
-            let gathered = self.ranks.gather(&sent, lengths);
-            put(&mut all, &places.concat(), &gathered);
-        });
-        for (idx, (parameter, values)) in parameters.iter().zip(all).enumerate() {
-            if self.owners[idx] != own {
-                parameter
-                    .set(&Tensor::from_vec(values, parameter.dims(), &Device::Cpu)?.to_device(parameter.device())?)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A tensor like `parameter` that only the owner of parameter `idx` has (`own` is there), for all; on the host.
-    pub fn owners_tensor(&self, idx: usize, parameter: &Var, own: Option<&Var>) -> Result<Tensor> {
-        self.broadcast(self.owners[idx], parameter, own.map(|var| var.as_tensor()))
-    }
-
-    /// A tensor like `parameter` that only the first rank has, for all; on the host.
-    pub fn first_ranks_tensor(&self, parameter: &Var, own: Option<&Tensor>) -> Result<Tensor> {
-        self.broadcast(0, parameter, own)
-    }
-
-    fn broadcast(&self, from: usize, parameter: &Var, own: Option<&Tensor>) -> Result<Tensor> {
-        let mut values = match own {
-            Some(tensor) if self.ranks.rank() == from => flat(tensor)?,
-            _ => vec![0.0; parameter.elem_count()],
+        let in_place = |parameter: &&Var| {
+            ensure!(parameter.is_contiguous(), "a parameter that is a view cannot be written to");
+            flat(parameter)
         };
-        values.chunks_mut(MAX_PIECE).for_each(|chunk| self.ranks.broadcast(chunk, from));
-        Ok(Tensor::from_vec(values, parameter.dims(), &Device::Cpu)?)
+        let all = parameters.iter().map(in_place).collect::<Result<Vec<_>>>()?;
+        let (own, wire) = (self.ranks.rank(), self.ranks.wire(&self.device));
+        self.in_pieces(|lengths, places| {
+            let gathered = wire.gather(packed(&all, places[own].iter())?.as_ref(), lengths)?;
+            let mut start = 0;
+            for (rank, (places, &length)) in places.iter().zip(lengths).enumerate() {
+                if rank != own && length > 0 {
+                    put(&all, places.iter(), &gathered.narrow(0, start, length)?)?;
+                }
+                start += length;
+            }
+            Ok(())
+        })
+    }
+
+    /// A tensor like `parameter` that only the owner of parameter `idx` has (`own` is there), for all.
+    pub fn owners_tensor(&self, idx: usize, parameter: &Var, own: Option<&Var>) -> Result<Tensor> {
+        let own = own.map(Var::as_detached_tensor);
+        self.ranks.wire(&self.device).broadcast(own.as_ref(), parameter.dims(), self.owners[idx])
+    }
+
+    /// A tensor like `parameter` that only the first rank has, for all.
+    pub fn first_ranks_tensor(&self, parameter: &Var, own: Option<&Tensor>) -> Result<Tensor> {
+        self.ranks.wire(&self.device).broadcast(own, parameter.dims(), 0)
     }
 
     /// Calls `work(lengths, places)` until all parameters were in turn, everywhere alike: `places[rank]` are parts of the
     /// rank's parameters, `lengths[rank]` numbers in all.
-    fn in_pieces(&self, mut work: impl FnMut(&[usize], &[Vec<Place>])) {
+    fn in_pieces(&self, mut work: impl FnMut(&[usize], &[Vec<Place>]) -> Result<()>) -> Result<()> {
         let size = (MAX_PIECE / self.ranks.count()).max(1);
         let mut rest: Vec<Vec<Place>> = self
             .owned
@@ -142,8 +138,9 @@ impl Team {
         while rest.iter().any(|places| !places.is_empty()) {
             let places: Vec<Vec<Place>> = rest.iter_mut().map(|rest| cut(rest, size)).collect();
             let length = |places: &Vec<Place>| places.iter().map(|(_, range)| range.len()).sum();
-            work(&places.iter().map(length).collect::<Vec<usize>>(), &places);
+            work(&places.iter().map(length).collect::<Vec<usize>>(), &places)?;
         }
+        Ok(())
     }
 }
 
@@ -179,23 +176,38 @@ fn owners(lengths: &[usize], count: usize) -> Vec<usize> {
     owners
 }
 
-/// The sums of `count` rows of `width`, in the order of rows.
-fn totals(rows: &[f32], width: usize, count: usize) -> Vec<f32> {
-    let total = |column: usize| (0..count).map(|row| f64::from(rows[row * width + column])).sum::<f64>() as f32;
-    (0..width).map(total).collect()
+/// The sums of `count` rows in their order, each in f64, rounded once.
+///
+/// # Shapes
+/// - \[count · width], f32 → \[width], f32
+fn totals(rows: &Tensor, count: usize) -> Result<Tensor> {
+    let width = rows.elem_count() / count;
+    let row = |idx: usize| rows.narrow(0, idx * width, width)?.to_dtype(DType::F64);
+    let total = (1..count).try_fold(row(0)?, |sum, idx| sum + row(idx)?)?;
+    Ok(total.to_dtype(DType::F32)?)
 }
 
-fn put(all: &mut [Vec<f32>], places: &[Place], values: &[f32]) {
+/// The places' numbers, one behind the other; None where there are none.
+fn packed<'a>(all: &[Tensor], places: impl Iterator<Item = &'a Place>) -> Result<Option<Tensor>> {
+    let parts = places.map(|(idx, range)| all[*idx].narrow(0, range.start, range.len()));
+    let parts = parts.collect::<candle_core::Result<Vec<_>>>()?;
+    Ok((!parts.is_empty()).then(|| Tensor::cat(&parts, 0)).transpose()?)
+}
+
+/// Overwrites the places by `values`.
+fn put<'a>(all: &[Tensor], places: impl Iterator<Item = &'a Place>, values: &Tensor) -> Result<()> {
     let mut start = 0;
     for (idx, range) in places {
-        all[*idx][range.clone()].copy_from_slice(&values[start..start + range.len()]);
+        all[*idx].slice_set(&values.narrow(0, start, range.len())?, 0, range.start)?;
         start += range.len();
     }
+    Ok(())
 }
 
-fn flat(tensor: &Tensor) -> Result<Vec<f32>> {
+/// The same numbers in one row; a view where it can be one.
+fn flat(tensor: &Tensor) -> Result<Tensor> {
     ensure!(tensor.dtype() == DType::F32, "weights and gradients of many ranks are f32, not {:?}", tensor.dtype());
-    Ok(tensor.detach().flatten_all()?.to_device(&Device::Cpu)?.to_vec1()?)
+    Ok(tensor.detach().flatten_all()?)
 }
 
 #[cfg(test)]
@@ -223,17 +235,19 @@ mod tests {
     #[test]
     fn sums_are_those_of_exact_arithmetic_rounded_once() {
         // In f32 the ones would be lost one by one.
-        let rows = [1e8, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0f32];
-        assert_eq!(totals(&rows, 1, 9), [1e8 + 8.0]);
-        assert_eq!(totals(&[1.0, 2.0, 10.0, 20.0], 2, 2), [11.0, 22.0]);
+        let total = |rows: &[f32], count| {
+            totals(&Tensor::new(rows, &Device::Cpu).unwrap(), count).unwrap().to_vec1::<f32>().unwrap()
+        };
+        assert_eq!(total(&[1e8, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], 9), [1e8 + 8.0]);
+        assert_eq!(total(&[1.0, 2.0, 10.0, 20.0], 2), [11.0, 22.0]);
     }
 
     #[test]
     fn one_alone_has_its_own_gradients_and_their_norm() {
-        let team = Team::new(&Rc::new(Ranks::alone()), vec![1, 2], true);
+        let team = Team::new(&Rc::new(Ranks::alone()), &Device::Cpu, vec![1, 2], true);
         let tensor = |values: &[f32]| Tensor::new(values, &Device::Cpu).unwrap();
         let (gradients, norm) = team.added_up(vec![tensor(&[3.0]), tensor(&[0.0, 4.0])]).unwrap();
-        assert_eq!(norm, 5.0);
+        assert!((norm - 5.0).abs() < 1e-12);
         assert_eq!(gradients[1].as_ref().unwrap().to_vec1::<f32>().unwrap(), [0.0, 4.0]);
         assert!(team.keeps(0) && team.keeps(1) && !team.is_sharded() && !team.has_others());
     }

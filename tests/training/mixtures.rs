@@ -59,10 +59,11 @@ fn mixed(world: &World, more: &str) -> String {
     path.display().to_string()
 }
 
-/// A run that ends before it would draw a preview.
+/// Without previews, which would take most of the time.
 fn train(config: &str, out: &Path, settings: &[&str]) -> Outcome {
     let out = out.display().to_string();
     let mut arguments = vec!["train", "--device", "cpu", "--config", config, "--out", &out];
+    arguments.extend(["--set", "run.preview_images=0"]);
     arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
     jedi(arguments)
 }
@@ -115,7 +116,8 @@ fn texts_of_a_frozen_encoder_come_from_the_cache() {
     assert_eq!(metrics(&world.path("filled")), metrics(&world.path("filling")));
     // One that is trained says something else at each step.
     let (trained, cache) = (world.path("trained"), format!("data.cache={}", world.path("other").display()));
-    assert_done(&train(&config, &trained, &["run.steps=4", "run.validate_every=0", &cache]));
+    assert_done(&train(&config, &trained, &["run.steps=4", "run.validate_every=0", "run.preview_images=1", &cache]));
+    assert!(trained.join("samples/step-4.png").is_file() && !world.path("filled/samples").exists());
     assert!(world.path("other/latents").is_dir() && !world.path("other/texts").exists());
 }
 

@@ -30,8 +30,8 @@ fn a_dry_run_prints_what_would_run_and_reads_back() {
         let resolved: TrainConfig = jedi::config::from_text("printed", &printed.stdout, &[]).unwrap();
         assert_eq!(resolved, world.config(kind, &["optimizer.lr=0.25", "run.micro_batch=4"]));
         // 6 steps of 12 images in sets of 2, 3 or 4.
-        for part in ["# data: 6 sets in toybox; the run sees 72 images, each set about ", "# memory plan: ", "# time: "]
-        {
+        let data = "# data: 6 sets in toybox; the run sees 72 images, each set about ";
+        for part in [data, " compute, ", " decode ahead\n", "# memory plan: ", "# time: "] {
             assert!(printed.stdout.contains(part), "{part} is not in: {}", printed.stdout);
         }
         assert!(printed.stdout.contains(" for 6 steps of "), "{}", printed.stdout);

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
@@ -23,6 +23,9 @@ use super::harness::{Outcome, jedi};
 /// Pictures like the training pictures, of other toys.
 const HELD_OUT: ToyboxSource = ToyboxSource { seed: 99, sets: 2, images: 4, size: 16 };
 
+/// What every world begins with, by the names of the files in it. Made once, for nearly every test has a world of its own.
+static FILES: OnceLock<Vec<(PathBuf, Vec<u8>)>> = OnceLock::new();
+
 pub struct World {
     folder: TempDir,
     /// What the runs said of how they go on.
@@ -32,7 +35,21 @@ pub struct World {
 impl World {
     /// With an architecture and, for the joint objective, an autoencoder that was never trained.
     pub fn new() -> Self {
-        let world = Self { folder: tempfile::tempdir().expect("a temporary folder"), notices: RefCell::default() };
+        let world = Self::empty();
+        for (name, content) in FILES.get_or_init(|| files_in(Self::made().folder.path(), Path::new(""))) {
+            let path = world.path("").join(name);
+            let written = fs::create_dir_all(path.parent().expect("a folder")).and_then(|()| fs::write(path, content));
+            written.expect("a file");
+        }
+        world
+    }
+
+    fn empty() -> Self {
+        Self { folder: tempfile::tempdir().expect("a temporary folder"), notices: RefCell::default() }
+    }
+
+    fn made() -> Self {
+        let world = Self::empty();
         world.write_architecture().expect("an architecture");
         let config = world.config(ObjectiveKind::Autoencoder, &[]);
         let objective = world.objective(&config).expect("an autoencoder");
@@ -141,6 +158,16 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// All files below a folder of `root`, by their names in `root`, and what they hold.
+fn files_in(root: &Path, folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let names = fs::read_dir(root.join(folder)).expect("a folder").map(|entry| entry.expect("an entry").file_name());
+    let below = |path: PathBuf| match root.join(&path).is_dir() {
+        true => files_in(root, &path),
+        false => vec![(path.clone(), fs::read(root.join(path)).expect("a file"))],
+    };
+    names.flat_map(|name| below(folder.join(name))).collect()
 }
 
 /// A file or folder of the embedded model's architecture.
