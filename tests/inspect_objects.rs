@@ -4,6 +4,8 @@
 #[path = "parity/drawn.rs"]
 mod drawn;
 mod harness;
+#[path = "harness/lenient.rs"]
+mod lenient;
 #[path = "harness/room.rs"]
 mod room;
 
@@ -15,6 +17,7 @@ use harness::jedi;
 use jedi::config;
 use jedi::model::write::write_tensors;
 use jedi::synth::settings::SynthConfig;
+use lenient::LENIENT;
 use room::Room;
 use serde_json::{Value, json};
 
@@ -124,19 +127,10 @@ fn the_same_networks_are_the_eyes_of_the_pipeline() {
         ("score.copies_model", "vit"),
     ]
     .map(|(setting, folder)| format!("{setting}={}", room.path(folder)));
-    let lenient = [
-        "instances.min_score=0",
-        "instances.min_share=0",
-        "instances.max_share=1",
-        "instances.edge_px=0",
-        "instances.max_overlap=1",
-        "instances.min_fill=0",
-        "affinity.threshold=0",
-        "affinity.copies_above=1",
-        "compose.steps=1",
-        "sets.min_images=2",
-    ];
-    for setting in [&detector, &segmenter, &model, &copies, &scorer].map(String::as_str).into_iter().chain(lenient) {
+    let own = ["affinity.copies_above=1", "compose.steps=1"];
+    for setting in
+        [&detector, &segmenter, &model, &copies, &scorer].map(String::as_str).into_iter().chain(LENIENT).chain(own)
+    {
         args.extend(["--set", setting]);
     }
     let planned = jedi([&args[..], &["--dry-run"]].concat());

@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use harness::{Outcome, command, jedi};
+use jedi::folder_lock;
 use room::Room;
 
 impl Room {
@@ -20,13 +21,15 @@ impl Room {
         jedi(["synth-data", "--sets", "12", "--images", "2", "--size", "16", "--out", &out].iter().chain(flags))
     }
 
+    /// Without the parts' locks.
     fn files(&self, name: &str) -> BTreeMap<String, Vec<u8>> {
+        let is_data = |(name, _): &(String, Vec<u8>)| !name.ends_with(".lock");
         let entries = fs::read_dir(self.path(name)).expect("a folder");
         let file = |entry: std::io::Result<fs::DirEntry>| {
             let entry = entry.expect("an entry");
             (entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path()).expect("a file"))
         };
-        entries.map(file).collect()
+        entries.map(file).filter(is_data).collect()
     }
 }
 
@@ -51,6 +54,11 @@ fn writes_strips_with_captions_and_goes_on_where_it_was() {
     let again = done(room.synth("sets", &["--seed", "4"]));
     assert!(again.stderr.contains("1 sets of 2 pictures written, 11 were there"), "{}", again.stderr);
     assert!(room.files("sets") == files);
+    let held = folder_lock::hold(Path::new(&room.path("sets")), "part-0-of-1.lock", "test").expect("nobody else");
+    let second = room.synth("sets", &["--seed", "4"]);
+    let expected = "another jedi synth-data is at work";
+    assert!(second.code == Some(1) && second.stderr.contains(expected), "{}", second.stderr);
+    drop(held);
     let other = room.synth("sets", &["--seed", "5"]);
     assert!(other.code == Some(1) && other.stderr.contains("seed is 4 there, 5 now"), "{}", other.stderr);
 }

@@ -5,12 +5,16 @@ mod harness;
 #[path = "harness/room.rs"]
 mod room;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 use harness::{Outcome, jedi};
+use image::{GrayImage, RgbImage};
 use jedi::data::{Dataset, Layout};
 use jedi::folder_lock;
+use jedi::rng::Rng;
+use jedi::synth::toybox::{Scene, Subject, draw};
 use room::Room;
 use serde_json::Value;
 
@@ -36,7 +40,12 @@ fn share(truth: &Value, hits: &str, of: &str) -> f64 {
 #[test]
 fn twenty_sets_are_what_the_report_says_and_train_a_model() {
     let room = Room::new();
-    let outcome = room.synth("sets", &["--sets", "20", "--keep-rejected", "--set", "sets.masks=true"]);
+    // Roughly painted: what the scenes look like is the next test's.
+    let mut flags = vec!["--sets", "20", "--keep-rejected"];
+    ["sets.masks=true", "compose.steps=2", "compose.rounds=1"]
+        .iter()
+        .for_each(|setting| flags.extend(["--set", setting]));
+    let outcome = room.synth("sets", &flags);
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     assert_eq!(outcome.stdout.trim(), room.path("sets"));
     for expected in ["sets: ", "instances found (IoU > 0.8): ", "pairs put right: ", "sets a minute", "report.html"] {
@@ -87,6 +96,56 @@ fn twenty_sets_are_what_the_report_says_and_train_a_model() {
     }
     let trained = jedi(flags);
     assert_eq!(trained.code, Some(0), "{}", trained.stderr);
+}
+
+/// Of colours that no picture of a scene has but those of its toy: the smallest distance that counts.
+const STRANGE: i32 = 36;
+
+/// Colours around the toys in drawn pictures of each scene, in steps of 8.
+fn scene_colours(scene: Scene) -> BTreeSet<[u8; 3]> {
+    let mut rng = Rng::new(5, "scene colours", scene as u64);
+    let mut colours = BTreeSet::new();
+    for seed in 0..40 {
+        let drawn = draw(&Subject::from_seed(1_000_000 + seed), scene, &mut rng, 64);
+        let around = drawn.image.pixels().zip(drawn.mask.pixels()).filter(|(_, mask)| mask.0[0] == 0);
+        colours.extend(around.map(|(pixel, _)| pixel.0.map(|value| value / 8 * 8 + 4)));
+    }
+    colours
+}
+
+/// Share of the picture more than three pixels from the thing whose colours are none of the scene's.
+fn strange_share(image: &RgbImage, mask: &GrayImage, colours: &BTreeSet<[u8; 3]>) -> f64 {
+    let far = |pixel: [u8; 3]| {
+        let squares = |known: &[u8; 3]| (0..3).map(|c| (i32::from(known[c]) - i32::from(pixel[c])).pow(2)).sum::<i32>();
+        !colours.iter().any(|known| squares(known) <= STRANGE * STRANGE)
+    };
+    let near_thing = |x: u32, y: u32| {
+        let (columns, rows) = (x.saturating_sub(3)..=(x + 3).min(63), y.saturating_sub(3)..=(y + 3).min(63));
+        rows.flat_map(|y| columns.clone().map(move |x| (x, y))).any(|(x, y)| mask.get_pixel(x, y).0[0] > 0)
+    };
+    let strange = image.enumerate_pixels().filter(|(x, y, pixel)| !near_thing(*x, *y) && far(pixel.0));
+    strange.count() as f64 / f64::from(64 * 64)
+}
+
+#[test]
+fn scenes_are_painted_around_the_thing_without_a_second_one() {
+    let room = Room::new();
+    let mut flags = vec!["--sets", "4"];
+    ["sets.masks=true", "stylise.probability=0", "sets.attempts=1"]
+        .iter()
+        .for_each(|setting| flags.extend(["--set", setting]));
+    let outcome = room.synth("sets", &flags);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    let dataset = Dataset::open(&room.path("sets"), Layout::Sets).expect("a dataset");
+    let mut shares = vec![];
+    for set in (0..dataset.n_samples()).map(|idx| dataset.read(idx).expect("a set")) {
+        for ((image, mask), caption) in set.images.iter().zip(&set.masks).zip(&set.captions) {
+            let scene = Scene::ALL.into_iter().find(|scene| caption.contains(scene.phrase())).expect("a scene");
+            shares.push(strange_share(image, mask, &scene_colours(scene)));
+        }
+    }
+    let mean = shares.iter().sum::<f64>() / shares.len() as f64;
+    assert!(shares.len() >= 12 && mean < 0.012, "{mean}: {shares:?}");
 }
 
 #[test]

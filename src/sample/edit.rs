@@ -8,7 +8,7 @@ use image::RgbImage;
 
 use super::noise::GivenNoise;
 use super::pipeline::Pipeline;
-use super::request::{Painted, SampleSettings, SetRequest};
+use super::request::{Painted, Rounds, SampleSettings, SetRequest};
 use super::sides::Sides;
 use crate::device::Runtime;
 use crate::diffusion::Level;
@@ -76,7 +76,7 @@ impl Editor {
             let beside = self.beside(edits, settings)?;
             let conditions = self.pipeline.conditions_beside(requests, &beside, settings)?;
             let mut revise = |_: Level, _: &Tensor, output: Tensor| on_step().map(|()| output);
-            self.pipeline.paint_alone(requests, &conditions, settings, given, &mut revise)
+            self.pipeline.paint_alone(requests, &conditions, settings, given, Rounds::ONE, &mut revise)
         })
     }
 

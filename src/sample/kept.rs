@@ -8,7 +8,7 @@ use image::{GrayImage, RgbImage};
 
 use super::noise::GivenNoise;
 use super::pipeline::Pipeline;
-use super::request::{Painted, SampleSettings, SetRequest};
+use super::request::{Painted, Rounds, SampleSettings, SetRequest};
 use crate::data::tensor_from_images;
 use crate::diffusion::Level;
 use crate::model::Family;
@@ -24,7 +24,8 @@ pub struct Kept {
 }
 
 impl Pipeline {
-    /// Paints sets of one new picture each, without references; `kept` says what is known of each. `on_step` hears of every
+    /// Paints sets of one new picture each, without references; `kept` says what is known of each. `rounds` are for the
+    /// replacement trick alone: a network for inpainting sees the known part from the beginning. `on_step` hears of every
     /// step done; its error ends the painting. `given` holds the noise of all pictures, in their order. On the CPU a picture has
     /// the same bits in any batch. The known part comes back as network and autoencoder leave it.
     pub fn inpaint(
@@ -32,6 +33,7 @@ impl Pipeline {
         requests: &[SetRequest],
         kept: &[Kept],
         settings: &SampleSettings,
+        rounds: Rounds,
         given: Option<&GivenNoise>,
         on_step: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Painted> {
@@ -53,9 +55,9 @@ impl Pipeline {
                 Family::Inpainting => {
                     let conditions = self.conditions_beside(requests, &self.masked(kept, settings)?, settings)?;
                     let mut revise = |_: Level, _: &Tensor, output: Tensor| on_step().map(|()| output);
-                    self.paint_alone(requests, &conditions, settings, given, &mut revise)
+                    self.paint_alone(requests, &conditions, settings, given, Rounds::ONE, &mut revise)
                 }
-                _ => self.replace(requests, kept, settings, given, on_step),
+                _ => self.replace(requests, kept, settings, rounds, given, on_step),
             }
         })
     }
@@ -66,6 +68,7 @@ impl Pipeline {
         requests: &[SetRequest],
         kept: &[Kept],
         settings: &SampleSettings,
+        rounds: Rounds,
         given: Option<&GivenNoise>,
         on_step: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Tensor> {
@@ -78,7 +81,7 @@ impl Pipeline {
             let clean = known.put_back(self, &clean, settings)?;
             Ok(prediction.output_for(level.alpha, x, &clean)?)
         };
-        self.paint_alone(requests, &conditions, settings, given, &mut revise)
+        self.paint_alone(requests, &conditions, settings, given, rounds, &mut revise)
     }
 
     /// Mask and masked picture as a network for inpainting is given them in all branches: known is what is more than half

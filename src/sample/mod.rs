@@ -25,6 +25,6 @@ pub use noise::GivenNoise;
 pub use picture_file::settings_of;
 pub use pipeline::Pipeline;
 pub use preview::LatentColours;
-pub use request::{Painted, Reference, SampleSettings, SetRequest};
+pub use request::{Painted, Reference, Rounds, SampleSettings, SetRequest};
 pub use sides::Sides;
 pub use walk::Step;

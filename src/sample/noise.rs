@@ -98,6 +98,14 @@ pub fn ancestral_noise(seed: u64, step: usize, (c, h, w): (usize, usize, usize))
     Ok(Rng::new(seed, "ancestral noise", step as u64).normal_tensor(&[c, h, w])?)
 }
 
+/// Noise over the picture with this seed before it is painted again, for the time of number `again`.
+///
+/// # Shapes
+/// - `[c, h, w]` on the host
+pub fn noise_again(seed: u64, again: usize, (c, h, w): (usize, usize, usize)) -> Result<Tensor> {
+    Ok(Rng::new(seed, "noise again", again as u64).normal_tensor(&[c, h, w])?)
+}
+
 /// All noise of a batch of sets.
 pub struct BatchNoise<'a> {
     /// Seeds of the targets of each set.
@@ -127,6 +135,12 @@ impl BatchNoise<'_> {
             Some(ancestral) => Ok(ancestral.get(step)?.to_device(device)?),
             None => self.of_targets(|seed| ancestral_noise(seed, step, self.latent), device),
         }
+    }
+
+    /// # Shapes
+    /// - `[b·targets, c, h, w]`: what lies over the targets before they are painted again, for the time of number `again`
+    pub fn over_at(&self, again: usize, device: &Device) -> Result<Tensor> {
+        self.of_targets(|seed| noise_again(seed, again, self.latent), device)
     }
 
     fn of_targets(&self, noise: impl Fn(u64) -> Result<Tensor>, device: &Device) -> Result<Tensor> {

@@ -73,6 +73,21 @@ impl SampleSettings {
     }
 }
 
+/// How often a picture with a known part is painted: each round after the first begins with the picture so far under new noise,
+/// and what does not fit the known part goes (resampling: RePaint, Lugmayr et al. 2022).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rounds {
+    /// 1: once.
+    pub count: usize,
+    /// How deep under noise a further round begins, as a share of the noise schedule: 1 is all noise.
+    pub from: f64,
+}
+
+impl Rounds {
+    /// Painted once.
+    pub const ONE: Self = Self { count: 1, from: 1.0 };
+}
+
 /// The generated pictures of all sets, in the order of the requests.
 pub struct Painted {
     /// The new pictures, in the order of the prompts.

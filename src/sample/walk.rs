@@ -7,7 +7,7 @@ use candle_core::{DType, Result as CandleResult, Tensor};
 use super::conditions::Conditions;
 use super::noise::{BatchNoise, GivenNoise};
 use super::pipeline::Pipeline;
-use super::request::{SampleSettings, SetRequest};
+use super::request::{Rounds, SampleSettings, SetRequest};
 use crate::diffusion::Level;
 use crate::diffusion::schedule::PredictionType;
 use crate::shape::SetShape;
@@ -70,14 +70,15 @@ impl Pipeline {
         walk.run(&noise.start(device)?, &mut predict, &mut |step| noise.fresh_at(step, device))
     }
 
-    /// The final latents of sets of one picture without references, `[b, c, h, w]`. `revise` hears of every call of the
-    /// network, and may put another output in the place of the guided one.
+    /// The final latents of sets of one picture without references, `[b, c, h, w]`, painted in `rounds`. `revise` hears of
+    /// every call of the network, and may put another output in the place of the guided one.
     pub(super) fn paint_alone(
         &self,
         sets: &[SetRequest],
         conditions: &Conditions,
         settings: &SampleSettings,
         given: Option<&GivenNoise>,
+        rounds: Rounds,
         revise: &mut dyn FnMut(Level, &Tensor, Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let device = &self.runtime.device;
@@ -89,7 +90,15 @@ impl Pipeline {
             let predictions = self.predict(x, level, conditions, shape, settings)?;
             revise(level, x, settings.restraint.combine(settings.guidance, &predictions)?)
         };
-        walk.run(&noise.start(device)?, &mut predict, &mut |step| noise.fresh_at(step, device))
+        let mut x = walk.run(&noise.start(device)?, &mut predict, &mut |step| noise.fresh_at(step, device))?;
+        let late = rounds.from * self.schedule.train_steps() as f64;
+        let Some(tail) = walk.tail(late).filter(|_| rounds.count > 1) else { return Ok(x) };
+        for again in 1..rounds.count {
+            let alpha = tail.levels()[0].alpha;
+            x = ((x * alpha.sqrt())? + (noise.over_at(again, device)? * (1.0 - alpha).sqrt())?)?;
+            x = tail.run(&x, &mut predict, &mut |step| noise.fresh_at(again * settings.steps + step, device))?;
+        }
+        Ok(x)
     }
 
     /// One prediction a branch, `[b·n, c, h, w]` each, f32 whatever the network computes in.

@@ -26,8 +26,16 @@ pub struct ComposeSettings {
     pub min_scale: f64,
     /// Largest such share.
     pub max_scale: f64,
+    /// Share of the room around an instance in which it stands anywhere; 0: in the middle of the picture. Models that know only
+    /// things in the middle paint another one there beside an instance at the border.
+    pub wander: f64,
     /// Denoising steps.
     pub steps: usize,
+    /// Times that a scene is painted by the replacement trick, each time but the first from the last result under new noise: what
+    /// does not fit the instance goes (a model for inpainting knows it from the beginning and paints once).
+    pub rounds: usize,
+    /// How deep under noise they begin again, as a share of the noise schedule; 1: all noise.
+    pub rounds_from: f64,
     /// Guidance scale.
     pub guidance: f64,
     /// How one noise level follows another.
@@ -39,7 +47,18 @@ pub struct ComposeSettings {
 impl Default for ComposeSettings {
     fn default() -> Self {
         let sampler = SamplerName::default();
-        Self { model: "toybox".into(), min_scale: 0.5, max_scale: 0.75, steps: 20, guidance: 3.0, sampler, size: 0 }
+        Self {
+            model: "toybox".into(),
+            min_scale: 0.62,
+            max_scale: 0.78,
+            wander: 0.6,
+            steps: 10,
+            rounds: 4,
+            rounds_from: 0.6,
+            guidance: 2.0,
+            sampler,
+            size: 0,
+        }
     }
 }
 
@@ -99,8 +118,12 @@ fn place(settings: &ComposeSettings, cutout: &Cutout, side: u32, rng: &mut Rng) 
     let factor = share * f64::from(side) / f64::from(width.max(height));
     let scaled = |length: u32| ((f64::from(length) * factor).round() as u32).clamp(1, side);
     let (width, height) = (scaled(width), scaled(height));
-    let left = rng.below((side - width + 1) as usize) as u32;
-    let top = rng.below((side - height + 1) as usize) as u32;
+    let mut start = |length: u32| {
+        let room = side - length;
+        let used = (settings.wander * f64::from(room)).round() as u32;
+        (room - used) / 2 + rng.below(used as usize + 1) as u32
+    };
+    let (left, top) = (start(width), start(height));
     Area { left, top, width, height }
 }
 
@@ -168,9 +191,17 @@ mod tests {
 
     #[test]
     fn things_lie_inside_in_the_asked_sizes_everywhere() {
-        let settings = ComposeSettings { min_scale: 0.25, max_scale: 0.5, ..ComposeSettings::default() };
+        let anywhere = ComposeSettings { min_scale: 0.25, max_scale: 0.5, wander: 1.0, ..ComposeSettings::default() };
         let mut rng = Rng::new(1, "compose test", 0);
-        let areas: Vec<Area> = (0..400).map(|_| place(&settings, &disc(), 64, &mut rng)).collect();
+        let mut areas = |settings: &ComposeSettings| -> Vec<Area> {
+            (0..400).map(|_| place(settings, &disc(), 64, &mut rng)).collect()
+        };
+        let still = areas(&ComposeSettings { wander: 0.0, ..anywhere.clone() });
+        assert!(still.iter().all(|a| (2 * a.left + a.width).abs_diff(64) <= 1 && a.left == a.top));
+        let near = areas(&ComposeSettings { wander: 0.5, ..anywhere.clone() });
+        let farthest = near.iter().map(|a| (2 * a.left + a.width).abs_diff(64)).max();
+        assert!((20..=25).contains(&farthest.unwrap()), "{farthest:?}: half of at most 48 pixels of room");
+        let areas = areas(&anywhere);
         assert!(areas.iter().all(|a| a.left + a.width <= 64 && a.top + a.height <= 64));
         assert!(areas.iter().all(|a| (16..=32).contains(&a.width)));
         assert!(areas.iter().any(|a| a.left == 0) && areas.iter().any(|a| a.left + a.width == 64));

@@ -122,6 +122,7 @@ impl SynthConfig {
             ("instances.max_instances", self.instances.max_instances as u64, 250),
             ("collage.steps", self.collage.steps as u64, 1000),
             ("compose.steps", self.compose.steps as u64, 1000),
+            ("compose.rounds", self.compose.rounds as u64, 100),
             ("stylise.steps", self.stylise.steps as u64, 1000),
             ("prompts.max_tokens", self.prompts.max_tokens as u64, 100_000),
             ("prompts.tries", self.prompts.tries as u64, 20),
@@ -148,6 +149,8 @@ impl SynthConfig {
             ("affinity.copies_model_min", affinity.copies_model_min),
             ("compose.min_scale", compose.min_scale),
             ("compose.max_scale", compose.max_scale),
+            ("compose.wander", compose.wander),
+            ("compose.rounds_from", compose.rounds_from),
             ("stylise.probability", self.stylise.probability),
         ] {
             if !(0.0..=1.0).contains(&value) {

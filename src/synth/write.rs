@@ -13,6 +13,7 @@ use super::toybox::{ToyboxSource, key};
 use crate::data::set::write_members;
 use crate::data::shards::ShardWriter;
 use crate::data::{ImageSet, Members, SetSource, members_from_set};
+use crate::folder_lock;
 use crate::whole_file::target_name;
 
 /// Toybox data to be written.
@@ -85,8 +86,10 @@ pub struct Summary {
 const SETS_AT_A_TIME: usize = 32;
 
 /// Writes what is not there yet. `progress` is called with the sets done and the sets of this part; when `interrupted`
-/// says so, the call returns early with everything that it finished in its place and nothing else. One part must not be
-/// written by two processes at the same time.
+/// says so, the call returns early with everything that it finished in its place and nothing else.
+///
+/// # Errors
+/// Another process is at work on the same part.
 pub fn write_toybox(
     data: &ToyboxData,
     progress: &mut dyn FnMut(usize, usize),
@@ -96,6 +99,7 @@ pub fn write_toybox(
     ensure!(data.source.size >= 8, "size: {} pixels a side are too few for a toy; at least 8", data.source.size);
     ensure!(data.packing != Packing::Shards { sets_per_shard: 0 }, "sets per shard: must be at least 1");
     claim(&data.folder, &data.settings())?;
+    let _lock = folder_lock::hold(&data.folder, &data.part.lock_name(), "synth-data")?;
     let mine = data.part_sets();
     sweep(data, &mine)?;
     let mut count = Count { total: mine.len(), summary: Summary::default(), progress };
@@ -276,12 +280,14 @@ mod tests {
         write_toybox(data, &mut |_, _| (), &|| false).unwrap()
     }
 
+    /// Without the parts' locks.
     fn files(data: &ToyboxData) -> BTreeMap<String, Vec<u8>> {
+        let is_data = |(name, _): &(String, Vec<u8>)| !name.ends_with(".lock");
         let entry = |entry: std::io::Result<fs::DirEntry>| {
             let entry = entry.unwrap();
             (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap())
         };
-        fs::read_dir(&data.folder).unwrap().map(entry).collect()
+        fs::read_dir(&data.folder).unwrap().map(entry).filter(is_data).collect()
     }
 
     #[test]
@@ -376,6 +382,25 @@ mod tests {
             (0..5).map(|index| run(&ToyboxData { part: Part::new(index, 5).unwrap(), ..data.clone() }).written).sum();
         assert_eq!((written, files(&data).len()), (75, 3));
         assert!(Part::new(5, 5).is_err());
+    }
+
+    #[test]
+    fn a_second_run_of_a_part_is_refused_while_the_first_is_at_work() {
+        let root = tempfile::tempdir().unwrap();
+        let data = data(&root, "data", SHARDS);
+        let part = |index: usize| ToyboxData { part: Part::new(index, 2).unwrap(), ..data.clone() };
+        let mut refused = None;
+        let mut progress = |_: usize, _: usize| {
+            if refused.is_none() {
+                refused = Some(write_toybox(&part(0), &mut |_, _| (), &|| false).map_err(|error| error.to_string()));
+                assert_eq!(run(&part(1)).missing, 0);
+            }
+        };
+        let summary = write_toybox(&part(0), &mut progress, &|| false).unwrap();
+        assert_eq!((summary.written, summary.missing), (40, 0));
+        let refused = refused.expect("progress was made").unwrap_err();
+        assert!(refused.contains("another jedi synth-data is at work in it"), "{refused}");
+        assert_eq!(run(&part(0)).kept, 40);
     }
 
     #[test]

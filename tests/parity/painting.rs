@@ -7,7 +7,7 @@ use jedi::diffusion::{Guidance, Sampler};
 use jedi::invalid::is_invalid;
 use jedi::model::{Family, Files};
 use jedi::sample::noise::GivenNoise;
-use jedi::sample::{Edit, Editor, Kept, Pipeline, SampleSettings, SetRequest};
+use jedi::sample::{Edit, Editor, Kept, Pipeline, Rounds, SampleSettings, SetRequest};
 
 use crate::compare::{Comparison, values};
 use crate::families::copy_folder;
@@ -57,7 +57,8 @@ fn painting_around_known_parts_is_the_inpainting_pipeline_of_diffusers() {
         Ok(())
     };
     let kept = kept(&case);
-    let painted = pipeline.inpaint(&requests, &kept, &settings, Some(&noise(&case)), &mut on_step).unwrap();
+    let painted =
+        pipeline.inpaint(&requests, &kept, &settings, Rounds::ONE, Some(&noise(&case)), &mut on_step).unwrap();
     let mut comparison = Comparison::default();
     comparison.tensor("masked", &painted.latents, case.tensor("masked"), case.fact("tolerance"));
     comparison.finish();
@@ -65,9 +66,10 @@ fn painting_around_known_parts_is_the_inpainting_pipeline_of_diffusers() {
 
     // Each as if it were alone, and an error at a step ends the work.
     let second = noise(&case).of_targets(1, 1).unwrap();
-    let alone = pipeline.inpaint(&requests[1..], &kept[1..], &settings, Some(&second), &mut || Ok(())).unwrap();
+    let alone =
+        pipeline.inpaint(&requests[1..], &kept[1..], &settings, Rounds::ONE, Some(&second), &mut || Ok(())).unwrap();
     assert_eq!(values(&alone.latents), values(&painted.latents.narrow(0, 1, 1).unwrap()));
-    let stopped = pipeline.inpaint(&requests, &kept, &settings, None, &mut || anyhow::bail!("enough"));
+    let stopped = pipeline.inpaint(&requests, &kept, &settings, Rounds::ONE, None, &mut || anyhow::bail!("enough"));
     assert_eq!(stopped.err().unwrap().to_string(), "enough");
 }
 

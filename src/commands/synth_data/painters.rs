@@ -12,7 +12,7 @@ use crate::interrupt::Interrupt;
 use crate::invalid::invalid;
 use crate::model::hub::{commit_of_snapshot, needed};
 use crate::model::{Family, Files, HubName, Part, UnetConfig};
-use crate::sample::{Editor, Pipeline, Sides};
+use crate::sample::{Editor, Pipeline, Rounds, Sides};
 use crate::sha256::{sha256_hex, sha256_of_file};
 use crate::synth::painting::{
     COLLAGES_VERSION, CollageModel, Manner, PipelinePainter, SCENES_VERSION, STYLES, STYLES_VERSION, StyleModel,
@@ -79,11 +79,12 @@ pub fn scenes(config: &SynthConfig, painting: &Painting) -> Result<(Tool<dyn Inp
     let size = found.size("compose.size", asked.size)?;
     let guidance = Guidance::Joint { scale: asked.guidance };
     let manner = Manner { sampler: asked.sampler, steps: asked.steps, guidance };
+    let rounds = Rounds { count: asked.rounds, from: asked.rounds_from };
     let (model, painting) = (found.model.clone(), painting.clone());
     let tool = Tool::<dyn Inpainter>::new(model, move || {
         let pipeline = found.load(|files| Pipeline::load(files, &painting.runtime, true))?;
         let size = size.unwrap_or(pipeline.native_size());
-        Ok(Box::new(PipelinePainter::new(pipeline, manner, size, painting.interrupt.clone())))
+        Ok(Box::new(PipelinePainter::new(pipeline, manner, rounds, size, painting.interrupt.clone())))
     });
     Ok((tool, size))
 }

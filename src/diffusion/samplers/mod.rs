@@ -97,6 +97,19 @@ impl Walk {
         &self.levels
     }
 
+    /// The end of this walk, from its first call at or below `timestep` on: [`Walk::run`] takes it from √ᾱ·clean + √(1−ᾱ)·noise
+    /// at the level of that call to the picture. None where no call is so late.
+    pub fn tail(&self, timestep: f64) -> Option<Self> {
+        let first = self.levels.iter().position(|level| level.timestep <= timestep)?;
+        let levels = self.levels[first..].to_vec();
+        let start_sigma = match self.sampler {
+            // Their x is clean + σ·noise.
+            Sampler::Euler { .. } | Sampler::EulerAncestral => levels[0].alpha.sqrt().recip(),
+            _ => 1.0,
+        };
+        Some(Self { levels, next_alphas: self.next_alphas[first..].to_vec(), start_sigma, ..*self })
+    }
+
     /// Walks from standard normal noise to the picture; every call's answer has the shape of its x.
     ///
     /// # Shapes
@@ -213,6 +226,31 @@ mod tests {
                 let expected = rest.sqrt() * clean + noise * (1.0 - rest).sqrt();
                 assert!((found - expected).abs() < 1e-9, "{sampler:?} {prediction_type:?}: {found}, not {expected}");
             }
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_walk_leads_from_a_picture_under_noise_to_it() {
+        let schedule = NoiseSchedule::new(&ScheduleConfig::default()).unwrap();
+        for sampler in ALL {
+            let walk = sampler.walk(&schedule, 10).unwrap();
+            let tail = walk.tail(600.0).unwrap();
+            let n_before = walk.levels.iter().filter(|level| level.timestep > 600.0).count();
+            assert!(n_before > 0 && tail.levels == walk.levels[n_before..], "{sampler:?}");
+            assert!(tail.levels[0].timestep <= 600.0 && walk.tail(-1.0).is_none(), "{sampler:?}");
+            let (clean, alpha) = (0.7, tail.levels[0].alpha);
+            let mut inputs = vec![];
+            let mut predict = |_: usize, level: Level, x: &Tensor| {
+                inputs.push(value(x));
+                Ok(tensor((value(x) - level.alpha.sqrt() * clean) / (1.0 - level.alpha).sqrt()))
+            };
+            let start = alpha.sqrt() * clean + (1.0 - alpha).sqrt() * 0.4;
+            let found = value(&tail.run(&tensor(start), &mut predict, &mut |_| Ok(tensor(0.4))).unwrap());
+            assert!((inputs[0] - start).abs() < 1e-9, "{sampler:?}: the network saw {}, not {start}", inputs[0]);
+            // DDIM keeps the noise of its last level.
+            let rest = *tail.next_alphas.last().unwrap();
+            let expected = rest.sqrt() * clean + (1.0 - rest).sqrt() * 0.4;
+            assert!((found - expected).abs() < 1e-9, "{sampler:?}: {found}, not {expected}");
         }
     }
 

@@ -7,7 +7,7 @@ use image::RgbImage;
 
 use super::{Manner, OnStep, each};
 use crate::interrupt::Interrupt;
-use crate::sample::{Kept, Pipeline, SampleSettings, SetRequest};
+use crate::sample::{Kept, Pipeline, Rounds, SampleSettings, SetRequest};
 use crate::synth::stage::{Answers, InpaintAsk, Inpainter};
 
 /// Goes up when the pictures change.
@@ -17,13 +17,14 @@ pub const VERSION: u32 = 1;
 pub struct PipelinePainter {
     pipeline: Pipeline,
     settings: SampleSettings,
+    rounds: Rounds,
     interrupt: Interrupt,
 }
 
 impl PipelinePainter {
-    /// Paints pictures of `size` pixels.
-    pub fn new(pipeline: Pipeline, manner: Manner, size: usize, interrupt: Interrupt) -> Self {
-        Self { pipeline, settings: manner.at(size), interrupt }
+    /// Paints pictures of `size` pixels; `rounds` are for the replacement trick.
+    pub fn new(pipeline: Pipeline, manner: Manner, rounds: Rounds, size: usize, interrupt: Interrupt) -> Self {
+        Self { pipeline, settings: manner.at(size), rounds, interrupt }
     }
 
     fn painted(&self, asks: &[InpaintAsk], on_step: OnStep) -> Result<Vec<RgbImage>> {
@@ -36,7 +37,7 @@ impl PipelinePainter {
         let requests: Vec<SetRequest> = asks.iter().map(request).collect();
         let kept: Vec<Kept> =
             asks.iter().map(|ask| Kept { image: ask.image.clone(), mask: ask.known.clone() }).collect();
-        Ok(self.pipeline.inpaint(&requests, &kept, &self.settings, None, on_step)?.images)
+        Ok(self.pipeline.inpaint(&requests, &kept, &self.settings, self.rounds, None, on_step)?.images)
     }
 }
 
