@@ -1,8 +1,12 @@
 //! One AdamW update with its exponential moving average, in a single pass over a parameter.
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor, Var, bail};
 
+use super::elementwise::GRAIN;
 use super::graft::{on_cpu, with_values, with_values_mut};
+use super::parallel;
 use super::real::{Real, vectorised};
 
 /// AdamW (Loshchilov & Hutter 2019) as `torch.optim.AdamW`, at one step.
@@ -51,9 +55,11 @@ impl AdamW {
             with_values_mut(parameter, |p| {
                 with_values_mut(&moments.first, |m| {
                     with_values_mut(&moments.second, |v| match &moments.ema {
-                        Some(ema) => with_values_mut(ema, |e| fused(p, m, v, e, g, factors)),
+                        Some(ema) => with_values_mut(ema, |e| {
+                            in_parts([p, m, v, e], |[p, m, v, e], range| fused(p, m, v, e, &g[range], factors));
+                        }),
                         None => {
-                            fused_without_average(p, m, v, g, factors);
+                            in_parts([p, m, v], |[p, m, v], range| fused_without_average(p, m, v, &g[range], factors));
                             Ok(())
                         }
                     })
@@ -93,6 +99,19 @@ impl AdamW {
         let ema = ((average.as_detached_tensor() * self.ema_decay)? + (&updated * (1.0 - self.ema_decay))?)?;
         average.set(&ema)
     }
+}
+
+/// Calls `f` with the same range of each, in parallel.
+fn in_parts<const N: usize>(all: [&mut [f32]; N], f: impl Fn([&mut [f32]; N], Range<usize>) + Send + Sync) {
+    let len = all[0].len();
+    assert!(all.iter().all(|values| values.len() == len), "a parameter and its moments are of one shape");
+    let all = all.map(parallel::Disjoint::new);
+    parallel::map(len, GRAIN, |range| {
+        // SAFETY: the ranges do not overlap and end at `len`.
+        let part =
+            |at: &parallel::Disjoint<f32>| unsafe { std::slice::from_raw_parts_mut(at.at(range.start), range.len()) };
+        f(all.each_ref().map(part), range.clone());
+    });
 }
 
 #[derive(Clone, Copy)]

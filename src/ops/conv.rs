@@ -13,7 +13,7 @@ use super::buffer::unwritten;
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
 use super::linear::{column_sums, linear, sum_of};
 use super::parallel;
-use super::real::{Matrix, Output, Real, matmul};
+use super::real::{Matrix, Real, Start, matmul};
 use super::{conv_wide, tiles, winograd};
 
 /// Stride and zero padding of a convolution.
@@ -230,13 +230,9 @@ fn direct<T: Real>(x: &[T], pack: &[T], bias: Option<&[T]>, geometry: Geometry) 
             let rows = y.len() / out;
             let tile = &mut tile[..rows * patch];
             unfold(x, geometry, range.start + step * tile_rows, tile);
-            if let Some(bias) = bias {
-                y.chunks_exact_mut(out).for_each(|row| row.copy_from_slice(bias));
-            }
-            let mode = if bias.is_some() { Output::Add } else { Output::Replace };
             let (a, b) = (Matrix::rows(tile, patch), Matrix::rows(pack, out));
             // SAFETY: tile is rows·patch, pack patch·out, y rows·out, each a slice of its own.
-            unsafe { matmul((rows, out, patch), T::ONE, a, b, (Matrix::rows_mut(y, out), mode)) }
+            unsafe { matmul((rows, out, patch), T::ONE, a, b, (Matrix::rows_mut(y, out), Start::row(bias))) }
         }
     });
     y
@@ -296,7 +292,7 @@ fn folded<T: Real>(dy: &[T], weight: &[T], geometry: Geometry) -> Vec<T> {
         while first < last {
             let rows = tile_rows.min(last - first);
             let (a, b) = (Matrix::rows(&dy[first * out..], out), Matrix::rows(&pack, out).transposed());
-            let target = (Matrix::rows_mut(&mut tile, patch), Output::Replace);
+            let target = (Matrix::rows_mut(&mut tile, patch), Start::Zero);
             // SAFETY: dy has rows·out values from `first` on, pack patch·out, tile at least rows·patch.
             unsafe { matmul((rows, patch, out), T::ONE, a, b, target) }
             for (row, patch) in tile.chunks_exact(patch).take(rows).enumerate() {
@@ -332,7 +328,7 @@ fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T> {
             let rows = tile_rows.min(range.end - first);
             unfold(x, geometry, first, &mut tile[..rows * patch]);
             let (a, b) = (Matrix::rows(&tile, patch).transposed(), Matrix::rows(&dy[first * out..], out));
-            let target = (Matrix::rows_mut(&mut sum, out), Output::Add);
+            let target = (Matrix::rows_mut(&mut sum, out), Start::Held);
             // SAFETY: tile holds rows·patch values, dy rows·out from `first` on, sum patch·out.
             unsafe { matmul((patch, out, rows), T::ONE, a, b, target) }
             first += rows;

@@ -7,7 +7,7 @@
 use super::buffer::unwritten;
 use super::conv::Geometry;
 use super::parallel::{self, Disjoint};
-use super::real::{Matrix, Output, Real, matmul};
+use super::real::{Matrix, Real, Start, matmul};
 
 /// Columns of a product that a thread takes at least.
 const GRAIN: usize = 32;
@@ -22,15 +22,15 @@ pub fn suits(geometry: Geometry) -> bool {
 pub fn forward<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, geometry: Geometry) -> Vec<T> {
     let (patch, out, rows) = (geometry.patch(), geometry.channels.1, geometry.positions());
     let unfolded = unfold(x, geometry);
-    let mut y = bias.map_or_else(|| unwritten(rows * out), |bias| bias.repeat(rows));
-    let mode = if bias.is_some() { Output::Add } else { Output::Replace };
+    let mut y = unwritten(rows * out);
     let y_at = Disjoint::new(&mut y);
     parallel::map(out, GRAIN, |columns| {
         let a = Matrix::rows(&unfolded, patch);
         let b = Matrix::rows(&weight[columns.start * patch..], patch).transposed();
         let target = Matrix { start: y_at.at(columns.start), row_stride: out, column_stride: 1 };
+        let start = Start::row(bias.map(|bias| &bias[columns.clone()]));
         // SAFETY: unfolded is rows·patch, these rows of the weight have `patch` values; y's columns are this thread's.
-        unsafe { matmul((rows, columns.len(), patch), T::ONE, a, b, (target, mode)) }
+        unsafe { matmul((rows, columns.len(), patch), T::ONE, a, b, (target, start)) }
     });
     y
 }
@@ -43,7 +43,7 @@ pub fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T>
     parallel::for_rows(&mut dw, patch, GRAIN, |outputs, dw| {
         let columns = Matrix { start: &raw const dy[outputs.start], row_stride: out, column_stride: 1 };
         let (a, b) = (columns.transposed(), Matrix::rows(&unfolded, patch));
-        let target = (Matrix::rows_mut(dw, patch), Output::Replace);
+        let target = (Matrix::rows_mut(dw, patch), Start::Zero);
         // SAFETY: the columns lie inside dy's rows of `out` values, unfolded is rows·patch; dw is this part's own rows.
         unsafe { matmul((outputs.len(), patch, rows), T::ONE, a, b, target) }
     });
@@ -60,7 +60,7 @@ pub fn input_gradient<T: Real>(dy: &[T], weight: &[T], geometry: Geometry) -> Ve
         let mut unfolded = unwritten(rows * width);
         let a = Matrix::rows(dy, out);
         let b = Matrix { start: &raw const weight[channels.start * taps], row_stride: c * taps, column_stride: 1 };
-        let target = (Matrix::rows_mut(&mut unfolded, width), Output::Replace);
+        let target = (Matrix::rows_mut(&mut unfolded, width), Start::Zero);
         // SAFETY: dy is rows·out, these columns of the weight lie inside its rows; unfolded is rows·width.
         unsafe { matmul((rows, width, out), T::ONE, a, b, target) }
         for (position, patch) in unfolded.chunks_exact(width).enumerate() {

@@ -1,11 +1,13 @@
 //! Linear layers over the last dimension, and a vector per image added at every position.
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor, bail};
 
 use super::buffer::unwritten;
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
 use super::parallel;
-use super::real::{Matrix, Output, Real, matmul, vectorised};
+use super::real::{Matrix, Real, Start, matmul, vectorised};
 
 /// Rows of a product that a thread takes at least.
 const GRAIN: usize = 16;
@@ -55,14 +57,12 @@ fn matrix_dims(weight: &Tensor) -> Result<(usize, usize)> {
 fn forward<T: Real>(x: &[T], w: &[T], bias: Option<&[T]>, inputs: usize, outputs: usize) -> Vec<T> {
     let rows = x.len() / inputs;
     let mut y = unwritten(rows * outputs);
-    let mode = if bias.is_some() { Output::Add } else { Output::Replace };
     parallel::for_rows(&mut y, outputs, GRAIN, |range, y| {
-        if let Some(bias) = bias {
-            y.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
-        }
         let (a, b) = (Matrix::rows(&x[range.start * inputs..], inputs), Matrix::rows(w, inputs).transposed());
         // SAFETY: x has these rows of `inputs` values, w out·in values; y is this part's own rows.
-        unsafe { matmul((range.len(), outputs, inputs), T::ONE, a, b, (Matrix::rows_mut(y, outputs), mode)) }
+        unsafe {
+            matmul((range.len(), outputs, inputs), T::ONE, a, b, (Matrix::rows_mut(y, outputs), Start::row(bias)))
+        }
     });
     y
 }
@@ -78,7 +78,7 @@ fn backward<T: Real>(inputs: &[&Tensor], _: &Tensor, gradient: &Tensor) -> Resul
             with_values::<T, _>(weight, |w| {
                 parallel::for_rows(&mut dx, width, GRAIN, |range, dx| {
                     let (a, b) = (Matrix::rows(&dy[range.start * out..], out), Matrix::rows(w, width));
-                    let target = (Matrix::rows_mut(dx, width), Output::Replace);
+                    let target = (Matrix::rows_mut(dx, width), Start::Zero);
                     // SAFETY: dy has these rows of `out` values, w out·in values; dx is this part's own rows.
                     unsafe { matmul((range.len(), width, out), T::ONE, a, b, target) }
                 })
@@ -88,16 +88,7 @@ fn backward<T: Real>(inputs: &[&Tensor], _: &Tensor, gradient: &Tensor) -> Resul
             None
         };
         let dw = if weight.track_op() {
-            let mut dw = unwritten(out * width);
-            with_values::<T, _>(x, |x| {
-                parallel::for_rows(&mut dw, width, GRAIN, |range, dw| {
-                    let columns = Matrix { start: &raw const dy[range.start], row_stride: out, column_stride: 1 };
-                    let target = (Matrix::rows_mut(dw, width), Output::Replace);
-                    let (a, b) = (columns.transposed(), Matrix::rows(x, width));
-                    // SAFETY: the columns lie inside dy's rows of `out` values, x is m·in; dw is this part's own rows.
-                    unsafe { matmul((range.len(), width, rows), T::ONE, a, b, target) }
-                })
-            })?;
+            let dw = with_values::<T, _>(x, |x| weight_gradient(dy, x, (out, width)))?;
             Some(tensor(dw, weight.shape()))
         } else {
             None
@@ -108,6 +99,37 @@ fn backward<T: Real>(inputs: &[&Tensor], _: &Tensor, gradient: &Tensor) -> Resul
         }
         Ok(gradients)
     })?
+}
+
+/// dyᵀ·x. Threads share out the rows where these are many, so that nothing is read by two of them; else the longer side of the
+/// result.
+fn weight_gradient<T: Real>(dy: &[T], x: &[T], (out, width): (usize, usize)) -> Vec<T> {
+    /// Rows a thread for each place of the longer side that are worth a sum of its own.
+    const ROWS: usize = 4;
+    let rows = dy.len() / out;
+    let longer = out.max(width);
+    // SAFETY (of both): the columns lie inside dy's rows of `out` values and x's of `width`; what is written is the part's own.
+    let product = |rows: Range<usize>, (down, across): (Range<usize>, Range<usize>), target: Matrix<*mut T>| {
+        let a = Matrix { start: &raw const dy[rows.start * out + down.start], row_stride: 1, column_stride: out };
+        let b = Matrix { start: &raw const x[rows.start * width + across.start], row_stride: width, column_stride: 1 };
+        unsafe { matmul((down.len(), across.len(), rows.len()), T::ONE, a, b, (target, Start::Zero)) }
+    };
+    let threads = parallel::parts(usize::MAX, 1);
+    if threads > 1 && rows >= threads * ROWS * longer {
+        return sum_of(parallel::map(rows, ROWS, |range| {
+            let mut sums = unwritten(out * width);
+            product(range, (0..out, 0..width), Matrix::rows_mut(&mut sums, width));
+            sums
+        }));
+    }
+    let mut dw = unwritten(out * width);
+    let dw_at = parallel::Disjoint::new(&mut dw);
+    parallel::map(longer, GRAIN, |range| {
+        let (down, across) = if out >= width { (range, 0..width) } else { (0..out, range) };
+        let start = dw_at.at(down.start * width + across.start);
+        product(0..rows, (down, across), Matrix { start, row_stride: width, column_stride: 1 });
+    });
+    dw
 }
 
 /// Sums over the rows of `[m, width]`.

@@ -174,37 +174,57 @@ impl<T> Matrix<*mut T> {
     }
 }
 
-/// Whether a product adds to what its output holds.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Output {
-    Replace,
-    Add,
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub enum Start<'a, T> {
+    Zero,
+    /// What its output holds.
+    Held,
+    /// One row for all of the output's.
+    Row(&'a [T]),
 }
 
-/// `out [m, n] (+)= scale · a [m, k] · b [k, n]`, on the calling thread: the sections of `parallel` share out the work. On the
-/// tile unit where that pays, else by the `gemm` crate.
+impl<'a, T> Start<'a, T> {
+    /// A bias, where there is one.
+    pub fn row(bias: Option<&'a [T]>) -> Self {
+        bias.map_or(Self::Zero, Self::Row)
+    }
+}
+
+/// `out [m, n] = start + scale · a [m, k] · b [k, n]`, on the calling thread: the sections of `parallel` share out the work. On
+/// the tile unit where that pays, else by the `gemm` crate.
 ///
 /// # Safety
-/// The three matrices must lie inside their allocations for these sizes, and no other thread may touch `out`'s elements.
+/// The three matrices must lie inside their allocations for these sizes, no other thread may touch `out`'s elements, and a row
+/// to start from has n values.
 pub unsafe fn matmul<T: Real>(
     (m, n, k): (usize, usize, usize),
     scale: T,
     a: Matrix<*const T>,
     b: Matrix<*const T>,
-    (out, mode): (Matrix<*mut T>, Output),
+    (out, start): (Matrix<*mut T>, Start<T>),
 ) {
     debug_assert!(matches!(T::DTYPE, DType::F32 | DType::F64));
     // SAFETY: the caller's contract.
-    if unsafe { tiles::matmul((m, n, k), scale, a, b, (out, mode)) } {
+    if unsafe { tiles::matmul((m, n, k), scale, a, b, (out, start)) } {
         return;
     }
+    if let Start::Row(values) = start {
+        for row in 0..m {
+            for (i, value) in values[..n].iter().enumerate() {
+                // SAFETY: inside out, by the caller's contract.
+                unsafe { *out.start.add(row * out.row_stride + i * out.column_stride) = *value };
+            }
+        }
+    }
+    let add = !matches!(start, Start::Zero);
     let rows = rows_for_equal_bits(n, k);
     // SAFETY: the caller's contract; `with_more_rows` hands over matrices of its own that are as large as it says.
     unsafe {
         if m < rows {
-            with_more_rows((m, n, k), rows, scale, (a, b), (out, mode));
+            with_more_rows((m, n, k), rows, scale, (a, b), (out, add));
         } else {
-            by_gemm((m, n, k), scale, (a, b), (out, mode));
+            by_gemm((m, n, k), scale, (a, b), (out, add));
         }
     }
 }
@@ -226,7 +246,7 @@ unsafe fn with_more_rows<T: Real>(
     rows: usize,
     scale: T,
     (a, b): (Matrix<*const T>, Matrix<*const T>),
-    (out, mode): (Matrix<*mut T>, Output),
+    (out, add): (Matrix<*mut T>, bool),
 ) {
     let (mut more, mut sums) = (vec![T::ZERO; rows * k], vec![T::ZERO; rows * n]);
     // SAFETY: a is m·k and out m·n by the caller's contract, `more` is rows·k and `sums` rows·n with rows above m.
@@ -235,11 +255,11 @@ unsafe fn with_more_rows<T: Real>(
             for i in 0..k {
                 more[row * k + i] = *a.start.add(row * a.row_stride + i * a.column_stride);
             }
-            for i in 0..if mode == Output::Add { n } else { 0 } {
+            for i in 0..if add { n } else { 0 } {
                 sums[row * n + i] = *out.start.add(row * out.row_stride + i * out.column_stride);
             }
         }
-        by_gemm((rows, n, k), scale, (Matrix::rows(&more, k), b), (Matrix::rows_mut(&mut sums, n), mode));
+        by_gemm((rows, n, k), scale, (Matrix::rows(&more, k), b), (Matrix::rows_mut(&mut sums, n), add));
         for row in 0..m {
             for i in 0..n {
                 *out.start.add(row * out.row_stride + i * out.column_stride) = sums[row * n + i];
@@ -254,7 +274,7 @@ unsafe fn by_gemm<T: Real>(
     (m, n, k): (usize, usize, usize),
     scale: T,
     (a, b): (Matrix<*const T>, Matrix<*const T>),
-    (out, mode): (Matrix<*mut T>, Output),
+    (out, add): (Matrix<*mut T>, bool),
 ) {
     // SAFETY: the caller's contract.
     unsafe {
@@ -265,7 +285,7 @@ unsafe fn by_gemm<T: Real>(
             out.start,
             out.column_stride as isize,
             out.row_stride as isize,
-            mode == Output::Add,
+            add,
             a.start,
             a.column_stride as isize,
             a.row_stride as isize,
@@ -309,7 +329,7 @@ mod tests {
                 let product = |m: usize| {
                     let b = if is_transposed { Matrix::rows(&b, k).transposed() } else { Matrix::rows(&b, n) };
                     let mut out = vec![0.5; m * n];
-                    let target = (Matrix::rows_mut(&mut out, n), Output::Add);
+                    let target = (Matrix::rows_mut(&mut out, n), Start::Held);
                     // SAFETY: a has at least m·k values, b n·k, out m·n.
                     unsafe { matmul((m, n, k), 0.3, Matrix::rows(&a, k), b, target) };
                     out

@@ -15,10 +15,11 @@ use super::buffer::unwritten;
 use super::conv::Geometry;
 use super::lanes::{LANES, Lanes};
 use super::parallel::{self, Disjoint};
-use super::real::{Matrix, Output, Real, matmul, vectorised};
+use super::real::{Matrix, Real, Start, matmul, vectorised};
+use super::tiles as unit;
 
 /// Points of a transformed tile.
-const POINTS: usize = 16;
+pub const POINTS: usize = 16;
 
 /// Whether it beats the direct products: enough tiles to pay for transforming the weight, enough channels for the products
 /// to outweigh the transforms.
@@ -33,7 +34,8 @@ fn grid(geometry: Geometry) -> (usize, usize) {
     (geometry.output.0.div_ceil(2), geometry.output.1.div_ceil(2))
 }
 
-fn tiles(geometry: Geometry) -> usize {
+/// Tiles of the whole batch.
+pub fn tiles(geometry: Geometry) -> usize {
     let (rows, columns) = grid(geometry);
     geometry.images * rows * columns
 }
@@ -97,14 +99,14 @@ pub fn input_gradient<T: Real>(dy: &[T], weight: &[T], flipped: Geometry) -> Vec
 
 /// What the weight `[out, c, 3, 3]` is multiplied for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Pass {
+pub enum Pass {
     Forward,
     /// With the kernel turned round in both directions, from `out` channels to `c`.
     InputGradient,
 }
 
 /// The weight `[out, c, 3, 3]` at the 16 points, `[16, out, c]`.
-fn transformed<T: Real>(weight: &[T], (c, out): (usize, usize), pass: Pass) -> Vec<T> {
+pub fn transformed<T: Real>(weight: &[T], (c, out): (usize, usize), pass: Pass) -> Vec<T> {
     let mut u = unwritten(POINTS * out * c);
     let u_at = Disjoint::new(&mut u);
     parallel::map(out, 1, |outputs| transform_weight(&u_at, &weight[outputs.start * c * 9..], outputs, (c, out), pass));
@@ -148,6 +150,9 @@ vectorised! {
 /// The convolution of x. Where the transformed weight does not stay in the caches, each thread takes some of its channels
 /// for all tiles; else some of the tiles.
 fn multiply<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, geometry: Geometry, pass: Pass) -> Vec<T> {
+    if let Some(y) = unit::winograd::convolve(x, weight, bias, geometry, pass) {
+        return y;
+    }
     let (c, out) = geometry.channels;
     let channels = if pass == Pass::Forward { (c, out) } else { (out, c) };
     let u = transformed(weight, channels, pass); // [16, out, c] as the weight has them
@@ -165,7 +170,7 @@ fn multiply<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, geometry: Geomet
                     Pass::Forward => Matrix::rows(&u[columns.start * c..], c).transposed(),
                     Pass::InputGradient => Matrix::rows(&u[columns.start..], out),
                 };
-                let target = (Matrix::rows_mut(&mut m[point * stride(n, width)..], width), Output::Replace);
+                let target = (Matrix::rows_mut(&mut m[point * stride(n, width)..], width), Start::Zero);
                 // SAFETY: at each point v holds n·c, u c·out and m n·width values.
                 unsafe { matmul((n, width, c), T::ONE, a, b, target) }
             }
@@ -210,7 +215,7 @@ fn mix_weight<T: Real>(u: [Lanes<T>; 4]) -> [Lanes<T>; 3] {
 }
 
 /// Where a tile begins: image, and the first row and column of its output.
-fn origin(tile: usize, geometry: Geometry) -> (usize, usize, usize) {
+pub fn origin(tile: usize, geometry: Geometry) -> (usize, usize, usize) {
     let (rows, columns) = grid(geometry);
     (tile / (rows * columns), tile / columns % rows * 2, tile % columns * 2)
 }
@@ -290,6 +295,9 @@ vectorised! {
 /// # Shapes
 /// - dy `[images, h', w', out]`, x `[images, h, w, c]` → `[out, c, 3, 3]`
 pub fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T> {
+    if let Some(dw) = unit::winograd::weight_gradient(dy, x, geometry) {
+        return dw;
+    }
     let (c, out) = geometry.channels;
     let shares = Shares::of(geometry, true, 64);
     let points = POINTS * out * c;
@@ -298,7 +306,7 @@ pub fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T>
     shares.for_each(geometry, |part, columns, tiles| {
         let width = columns.len();
         let (mut v, mut z) = (unwritten(POINTS * stride(BLOCK, c)), unwritten(POINTS * stride(BLOCK, width)));
-        let mut mode = Output::Replace;
+        let mut mode = Start::Zero;
         for (first, n) in blocks(tiles) {
             input_tiles(&mut v, x, (first, n), geometry);
             gradient_tiles(&mut z, dy, columns.clone(), (first, n), geometry);
@@ -310,11 +318,16 @@ pub fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T>
                 // SAFETY: at each point z holds n·width and v n·c values; these rows of du are this share's alone.
                 unsafe { matmul((width, c, n), T::ONE, a, b, (target, mode)) }
             }
-            mode = Output::Add;
+            mode = Start::Held;
         }
     });
+    gathered(&du, geometry.channels)
+}
+
+/// Gᵀ·du·G, du `[parts, 16, out, c]` summed over its parts.
+pub fn gathered<T: Real>(du: &[T], (c, out): (usize, usize)) -> Vec<T> {
     let mut dw = unwritten(9 * c * out);
-    parallel::for_rows(&mut dw, 9 * c, 1, |outputs, dw| gather_weight(dw, &du, outputs, (c, out)));
+    parallel::for_rows(&mut dw, 9 * c, 1, |outputs, dw| gather_weight(dw, du, outputs, (c, out)));
     dw
 }
 

@@ -4,7 +4,7 @@
 use super::Sizes;
 use crate::ops::buffer::unwritten;
 use crate::ops::parallel;
-use crate::ops::real::{Matrix, Output, Real, matmul, vectorised};
+use crate::ops::real::{Matrix, Real, Start, matmul, vectorised};
 use crate::ops::tiles;
 
 impl Sizes {
@@ -37,7 +37,7 @@ impl Sizes {
         scores: &mut [T],
     ) {
         let (a, b) = (self.head(q, self.l, at, first), self.head(k, self.s, at, 0).transposed());
-        let target = (Matrix::rows_mut(scores, self.s), Output::Replace);
+        let target = (Matrix::rows_mut(scores, self.s), Start::Zero);
         // SAFETY: `head` starts inside q and k with rows, s rows of d values behind it; scores holds rows·s.
         unsafe { matmul((rows, self.s, self.d), self.scale(), a, b, target) }
         for (row, scores) in scores.chunks_exact_mut(self.s).enumerate() {
@@ -75,7 +75,7 @@ pub fn forward<T: Real>(q: &[T], k: &[T], v: &[T], bias: Option<&[T]>, sizes: Si
                 unsafe { std::slice::from_raw_parts_mut(denominators_at.at((set * heads + head) * l + first), rows) };
             softmax_rows(scores, kept);
             let (p, v) = (Matrix::rows(scores, s), sizes.head(v, s, (set, head), 0));
-            let target = (sizes.head_at(&out_at, l, (set, head), first), Output::Replace);
+            let target = (sizes.head_at(&out_at, l, (set, head), first), Start::Zero);
             // SAFETY: rows × d of this item's head in out are written by this thread alone.
             unsafe { matmul((rows, d, s), T::ONE, p, v, target) }
         }
@@ -93,6 +93,13 @@ vectorised! {
     }
 }
 
+/// exp(x), but 0 where that is next to nothing beside 1, as for a masked key: scaled and multiplied on, values that small leave
+/// the range of normal numbers, and products of the others take a hundred times as long.
+#[inline(always)]
+fn exp_or_zero<T: Real>(x: T) -> T {
+    if x < T::of(-60.0) { T::ZERO } else { x.exp() }
+}
+
 /// Softmax in place; returns max + ln Σ exp(score − max).
 #[inline(always)]
 fn softmax<T: Real>(scores: &mut [T]) -> T {
@@ -108,14 +115,14 @@ fn softmax<T: Real>(scores: &mut [T]) -> T {
     let mut chunks = scores.chunks_exact_mut(16);
     for chunk in &mut chunks {
         for i in 0..16 {
-            let e = (chunk[i] - max).exp();
+            let e = exp_or_zero(chunk[i] - max);
             chunk[i] = e;
             lanes[i] += e;
         }
     }
     let mut sum = T::ZERO;
     for v in chunks.into_remainder() {
-        *v = (*v - max).exp();
+        *v = exp_or_zero(*v - max);
         sum += *v;
     }
     for lane in lanes {
@@ -130,7 +137,7 @@ vectorised! {
     /// From scores and dP of one query: P, and dS = P∘(dP − dot).
     fn score_slopes[T: Real](p: &mut [T], ds: &mut [T], denominator: T, dot: T) {
         for (p, ds) in p.iter_mut().zip(ds) {
-            *p = (*p - denominator).exp();
+            *p = exp_or_zero(*p - denominator);
             *ds = *p * (*ds - dot);
         }
     }
@@ -159,7 +166,7 @@ pub fn backward<T: Real>(
                 let (p, ds) = (&mut p[..rows * s], &mut ds[..rows * s]);
                 sizes.scores((q, k, bias), at, (first, rows), p);
                 let (dy_tile, v_head) = (sizes.head(dy, l, at, first), sizes.head(v, s, at, 0));
-                let target = (Matrix::rows_mut(ds, s), Output::Replace);
+                let target = (Matrix::rows_mut(ds, s), Start::Zero);
                 // SAFETY: heads start inside dy and v with rows, s rows behind them; ds holds rows·s.
                 unsafe { matmul((rows, s, d), T::ONE, dy_tile, v_head.transposed(), target) }
                 for row in 0..rows {
@@ -174,11 +181,11 @@ pub fn backward<T: Real>(
                 let (q_tile, k_head) = (sizes.head(q, l, at, first), sizes.head(k, s, at, 0));
                 // SAFETY: this head's rows of dq, dk, dv are written by this thread alone; sizes as above.
                 unsafe {
-                    let dq = (sizes.head_at(&dq_at, l, at, first), Output::Replace);
+                    let dq = (sizes.head_at(&dq_at, l, at, first), Start::Zero);
                     matmul((rows, d, s), scale, ds, k_head, dq);
-                    let dk = (sizes.head_at(&dk_at, s, at, 0), Output::Add);
+                    let dk = (sizes.head_at(&dk_at, s, at, 0), Start::Held);
                     matmul((s, d, rows), scale, ds.transposed(), q_tile, dk);
-                    let dv = (sizes.head_at(&dv_at, s, at, 0), Output::Add);
+                    let dv = (sizes.head_at(&dv_at, s, at, 0), Start::Held);
                     matmul((s, d, rows), T::ONE, p.transposed(), dy_tile, dv);
                 }
             }

@@ -1,6 +1,6 @@
 //! Machines without the tile unit: nothing is done on it.
 
-use super::real::{Matrix, Output, Real};
+use super::real::{Matrix, Real, Start};
 
 /// Whether this machine has the unit.
 pub fn available() -> bool {
@@ -16,7 +16,7 @@ pub unsafe fn matmul<T: Real>(
     _: T,
     _: Matrix<*const T>,
     _: Matrix<*const T>,
-    _: (Matrix<*mut T>, Output),
+    _: (Matrix<*mut T>, Start<T>),
 ) -> bool {
     false
 }
@@ -30,6 +30,20 @@ pub mod conv {
     }
 
     pub fn input_gradient<T: Real>(_: &[T], _: &[T], _: Geometry) -> Option<Vec<T>> {
+        None
+    }
+
+    pub fn weight_gradient<T: Real>(_: &[T], _: &[T], _: Geometry) -> Option<Vec<T>> {
+        None
+    }
+}
+
+pub mod winograd {
+    use crate::ops::conv::Geometry;
+    use crate::ops::real::Real;
+    use crate::ops::winograd::Pass;
+
+    pub fn convolve<T: Real>(_: &[T], _: &[T], _: Option<&[T]>, _: Geometry, _: Pass) -> Option<Vec<T>> {
         None
     }
 

@@ -1,5 +1,7 @@
 //! Memory for packed factors, and f32 behind a generic float.
 
+use std::cell::RefCell;
+
 use candle_core::DType;
 
 use super::Tile;
@@ -24,6 +26,34 @@ pub fn unwritten_lines<T: Whole>(len: usize) -> Vec<T> {
     lines
 }
 
+thread_local! {
+    /// Tiles that this thread has worked with and keeps for the next time.
+    static KEPT: RefCell<Vec<Vec<Tile>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The most that a thread keeps.
+const KEPT_BYTES: usize = 32 << 20;
+
+/// Calls `f` with `len` tiles to work with, which are written before they are read.
+pub fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [Tile]) -> R) -> R {
+    let fitting = KEPT.with_borrow_mut(|kept| {
+        let fitting = kept.iter().enumerate().filter(|(_, tiles)| tiles.len() >= len);
+        let smallest = fitting.min_by_key(|(_, tiles)| tiles.len()).map(|(i, _)| i);
+        smallest.map(|i| kept.swap_remove(i))
+    });
+    let mut tiles = fitting.unwrap_or_else(|| unwritten_lines(len));
+    let result = f(&mut tiles[..len]);
+    KEPT.with_borrow_mut(|kept| {
+        kept.push(tiles);
+        // The smallest go first: they are the cheapest to make again.
+        kept.sort_unstable_by_key(Vec::len);
+        while kept.iter().map(|tiles| size_of_val(&tiles[..])).sum::<usize>() > KEPT_BYTES {
+            kept.remove(0);
+        }
+    });
+    result
+}
+
 /// The values of a `T` that is f32.
 pub fn single<T: Real>(values: &[T]) -> &[f32] {
     assert_eq!(T::DTYPE, DType::F32);
@@ -37,4 +67,21 @@ pub fn from_single<T: Real>(values: Vec<f32>) -> Vec<T> {
     let mut values = std::mem::ManuallyDrop::new(values);
     // SAFETY: `T` is f32, and nobody else owns the memory.
     unsafe { Vec::from_raw_parts(values.as_mut_ptr().cast(), values.len(), values.capacity()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_thread_keeps_to_work_with_is_bounded() {
+        let kept = || KEPT.with_borrow(|kept| kept.iter().map(|tiles| size_of_val(&tiles[..])).sum::<usize>());
+        let most = KEPT_BYTES / size_of::<Tile>();
+        with_scratch(most, |_| with_scratch(most / 2, |_| with_scratch(3, |tiles| assert_eq!(tiles.len(), 3))));
+        assert!(kept() <= KEPT_BYTES && kept() > 0);
+        with_scratch(most + 1, |tiles| assert_eq!(tiles.len(), most + 1));
+        assert!(kept() <= KEPT_BYTES);
+        let start = with_scratch(10, |tiles| tiles.as_ptr());
+        assert_eq!(with_scratch(5, |tiles| tiles.as_ptr()), start, "the smallest that fits is taken again");
+    }
 }

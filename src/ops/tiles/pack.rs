@@ -59,21 +59,41 @@ impl Factor {
         (rows, blocks): (Range<usize>, Range<usize>),
         to: &mut [Tile],
     ) {
-        let mut to = to.chunks_exact_mut(PLANES);
-        let scale = _mm512_set1_ps(scale);
-        for row in rows {
-            for block in blocks.clone() {
-                let to = to.next().expect("there is a place for every tile");
-                // SAFETY: the caller's contract.
-                unsafe { self.tile::<PLANES>(sum, scale, (row * SIDE, block * 2 * sum.pairs), to) };
+        // SAFETY: the caller's contract.
+        unsafe {
+            if scale == 1.0 {
+                self.pack_all::<PLANES, false>(sum, 1.0, (rows, blocks), to);
+            } else {
+                self.pack_all::<PLANES, true>(sum, scale, (rows, blocks), to);
             }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn pack_all<const PLANES: usize, const IS_SCALED: bool>(
+        self,
+        sum: Sum,
+        scale: f32,
+        (rows, blocks): (Range<usize>, Range<usize>),
+        to: &mut [Tile],
+    ) {
+        let scale = _mm512_set1_ps(scale);
+        // In the order in which they lie in memory.
+        let (n_rows, n_blocks) = (rows.len(), blocks.len());
+        let by_rows = self.across > self.along;
+        for i in 0..n_rows * n_blocks {
+            let (row, block) = if by_rows { (i / n_blocks, i % n_blocks) } else { (i % n_rows, i / n_rows) };
+            let to = &mut to[(row * n_blocks + block) * PLANES..][..PLANES];
+            let from = ((rows.start + row) * SIDE, (blocks.start + block) * 2 * sum.pairs);
+            // SAFETY: the caller's contract.
+            unsafe { self.tile::<PLANES, IS_SCALED>(sum, scale, from, to) };
         }
     }
 
     /// The tile of 16 rows or columns from `first` on and a block of the sum from `place` on.
     #[target_feature(enable = "avx512f,avx512bw")]
     #[inline]
-    unsafe fn tile<const PLANES: usize>(
+    unsafe fn tile<const PLANES: usize, const IS_SCALED: bool>(
         self,
         sum: Sum,
         scale: __m512,
@@ -93,17 +113,17 @@ impl Factor {
             Side::Left => places.map(first_lanes),
             Side::Right => [first_lanes(count); 2],
         };
+        let n_rows = if self.side == Side::Left { count } else { sum.pairs };
         if lane_stride == 1 {
-            for row in 0..if self.side == Side::Left { count } else { sum.pairs } {
-                let load = |half: usize| {
-                    // A right factor's second half may have fewer places.
-                    let mask = if row < rows[half] { masks[half] } else { 0 };
-                    // SAFETY: the caller's contract; lanes beyond are masked out.
-                    unsafe { _mm512_maskz_loadu_ps(mask, starts[half].wrapping_add(row * row_stride)) }
-                };
-                let (low, high) = (_mm512_mul_ps(load(0), scale), _mm512_mul_ps(load(1), scale));
-                // SAFETY: a tile has 16 rows.
-                unsafe { store_row::<PLANES>(low, high, to, row) };
+            for row in 0..n_rows {
+                // A right factor's second half may have fewer places.
+                let [m0, m1] = [if row < rows[0] { masks[0] } else { 0 }, if row < rows[1] { masks[1] } else { 0 }];
+                // SAFETY: the caller's contract; lanes beyond are masked out; a tile has 16 rows.
+                unsafe {
+                    let low = _mm512_maskz_loadu_ps(m0, starts[0].wrapping_add(row * row_stride));
+                    let high = _mm512_maskz_loadu_ps(m1, starts[1].wrapping_add(row * row_stride));
+                    store_scaled::<PLANES, IS_SCALED>((low, high), scale, to, row);
+                }
             }
             return;
         }
@@ -112,21 +132,41 @@ impl Factor {
             Side::Right => [count; 2],
         };
         // SAFETY: as above.
-        let halves = unsafe {
-            [0, 1].map(|half| {
-                if row_stride == 1 {
-                    columns(starts[half], (lanes[half], lane_stride), first_lanes(rows[half]))
-                } else {
-                    scattered(starts[half], (rows[half], row_stride), lane_stride, masks[half])
-                }
-            })
+        let (low, high) = unsafe {
+            if row_stride == 1 {
+                let [m0, m1] = rows.map(first_lanes);
+                (columns(starts[0], (lanes[0], lane_stride), m0), columns(starts[1], (lanes[1], lane_stride), m1))
+            } else {
+                (
+                    scattered(starts[0], (rows[0], row_stride), lane_stride, masks[0]),
+                    scattered(starts[1], (rows[1], row_stride), lane_stride, masks[1]),
+                )
+            }
         };
-        let rows = halves[0].into_iter().zip(halves[1]).enumerate();
-        for (row, (low, high)) in rows.take(if self.side == Side::Left { SIDE } else { sum.pairs }) {
+        for row in 0..n_rows {
             // SAFETY: a tile has 16 rows.
-            unsafe { store_row::<PLANES>(_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale), to, row) };
+            unsafe { store_scaled::<PLANES, IS_SCALED>((low[row], high[row]), scale, to, row) };
         }
     }
+}
+
+/// [`store_row`] of values times `scale`.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx512f")]
+#[inline]
+unsafe fn store_scaled<const PLANES: usize, const IS_SCALED: bool>(
+    (mut low, mut high): (__m512, __m512),
+    scale: __m512,
+    tiles: &mut [Tile],
+    row: usize,
+) {
+    if IS_SCALED {
+        (low, high) = (_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale));
+    }
+    // SAFETY: the caller's contract.
+    unsafe { store_row::<PLANES>(low, high, tiles, row) };
 }
 
 /// A mask of the first `lanes` of 16 lanes.
@@ -175,12 +215,11 @@ unsafe fn scattered(
 #[inline]
 pub unsafe fn store_planes<const PLANES: usize>(mut low: __m512, mut high: __m512, to: *mut Line, plane_stride: usize) {
     for plane in 0..PLANES {
-        let (l, h) = (rounded(low), rounded(high));
-        let pairs = _mm512_or_si512(_mm512_srli_epi32::<16>(l), h);
+        let (l, h) = (whole::<PLANES>(low, plane), whole::<PLANES>(high, plane));
         // SAFETY: the caller's contract; a line is 64 bytes at a multiple of 64.
-        unsafe { _mm512_store_si512(to.add(plane * plane_stride).cast(), pairs) };
-        low = _mm512_sub_ps(low, _mm512_castsi512_ps(l));
-        high = _mm512_sub_ps(high, _mm512_castsi512_ps(h));
+        unsafe { _mm512_store_si512(to.add(plane * plane_stride).cast(), upper_halves(l, h)) };
+        low = _mm512_sub_ps(low, _mm512_castsi512_ps(upper(l)));
+        high = _mm512_sub_ps(high, _mm512_castsi512_ps(upper(h)));
     }
 }
 
@@ -201,19 +240,40 @@ pub unsafe fn store_row<const PLANES: usize>(low: __m512, high: __m512, tiles: &
 #[inline]
 pub fn split_one<const PLANES: usize>(mut values: __m512, mut f: impl FnMut(usize, __m256i)) {
     for plane in 0..PLANES {
-        let upper = rounded(values);
-        f(plane, _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(upper)));
-        values = _mm512_sub_ps(values, _mm512_castsi512_ps(upper));
+        let bits = whole::<PLANES>(values, plane);
+        f(plane, _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(bits)));
+        values = _mm512_sub_ps(values, _mm512_castsi512_ps(upper(bits)));
     }
 }
 
-/// The nearest bf16 (halves away from zero), in the upper half of each lane, the lower half 0.
+/// What is left of the values when it is a plane's turn, the plane's bf16 in the upper half of each lane. Rounded to the
+/// nearest (halves away from zero) where that loses the rest; of three planes in the first alone: its rest has no more than
+/// 16 significant bits and both signs, so that the second plane can be cut off, the third is all that remains, and the
+/// products that are left out favour neither side.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn rounded(values: __m512) -> __m512i {
-    let up = _mm512_add_epi32(_mm512_castps_si512(values), _mm512_set1_epi32(0x8000));
-    _mm512_and_si512(up, _mm512_set1_epi32(0xffff_0000_u32 as i32))
+fn whole<const PLANES: usize>(rest: __m512, plane: usize) -> __m512i {
+    let bits = _mm512_castps_si512(rest);
+    if PLANES == 3 && plane > 0 { bits } else { _mm512_add_epi32(bits, _mm512_set1_epi32(0x8000)) }
 }
+
+/// The upper half of each lane, the lower half 0.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn upper(bits: __m512i) -> __m512i {
+    _mm512_and_si512(bits, _mm512_set1_epi32(UPPER))
+}
+
+/// The upper halves of two vectors' lanes, the first's below the second's.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn upper_halves(low: __m512i, high: __m512i) -> __m512i {
+    // (high & UPPER) | low: of the truth table's index a is bit 2, b bit 1, c bit 0.
+    const A_AND_B_OR_C: i32 = 0b1110_1010;
+    _mm512_ternarylogic_epi32::<A_AND_B_OR_C>(high, _mm512_set1_epi32(UPPER), _mm512_srli_epi32::<16>(low))
+}
+
+const UPPER: i32 = 0xffff_0000_u32 as i32;
 
 /// Rows become lanes: pairs of lanes, then pairs of pairs, then the 4×4 of 128-bit pieces.
 #[target_feature(enable = "avx512f")]

@@ -106,7 +106,7 @@ macro_rules! dot {
 }
 
 impl Registers {
-    /// H×W output tiles as sums over steps, in all products of planes that matter.
+    /// H×W output tiles as sums over steps, in all products of planes that matter, added to what lies at `from`.
     ///
     /// # Safety
     /// All tiles lie inside their allocations.
@@ -117,13 +117,13 @@ impl Registers {
         left: Tiles,
         right: Tiles,
         out: Outputs,
-        add: bool,
+        from: Option<Outputs>,
     ) {
         macro_rules! output {
             ($number:literal, $register:literal) => {
                 if $number / 2 < H && $number % 2 < W {
-                    if add {
-                        load!($register, out[$number].0, out[$number].1)
+                    if let Some(from) = &from {
+                        load!($register, from[$number].0, from[$number].1)
                     } else {
                         asm!(concat!("tilezero ", $register), options(nostack, nomem))
                     }
@@ -213,16 +213,33 @@ impl Registers {
         &self,
         size: (usize, usize),
         steps: &[Step],
-        (left, right): (Tiles, Tiles),
+        factors: (Tiles, Tiles),
         (out, add): (Outputs, bool),
+    ) {
+        // SAFETY: the caller's contract.
+        unsafe { self.multiply_from::<PLANES>(size, steps, factors, out, add.then_some(out)) };
+    }
+
+    /// The same, added to what lies at `from`, where a stride of 0 takes one row for all.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline]
+    pub unsafe fn multiply_from<const PLANES: usize>(
+        &self,
+        size: (usize, usize),
+        steps: &[Step],
+        (left, right): (Tiles, Tiles),
+        out: Outputs,
+        from: Option<Outputs>,
     ) {
         // SAFETY: the caller's contract.
         unsafe {
             match size {
-                (2, 2) => self.multiply::<PLANES, 2, 2>(steps, left, right, out, add),
-                (2, _) => self.multiply::<PLANES, 2, 1>(steps, left, right, out, add),
-                (_, 2) => self.multiply::<PLANES, 1, 2>(steps, left, right, out, add),
-                _ => self.multiply::<PLANES, 1, 1>(steps, left, right, out, add),
+                (2, 2) => self.multiply::<PLANES, 2, 2>(steps, left, right, out, from),
+                (2, _) => self.multiply::<PLANES, 2, 1>(steps, left, right, out, from),
+                (_, 2) => self.multiply::<PLANES, 1, 2>(steps, left, right, out, from),
+                _ => self.multiply::<PLANES, 1, 1>(steps, left, right, out, from),
             }
         }
     }
