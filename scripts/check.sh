@@ -13,6 +13,9 @@ step() {
     fi
 }
 
+if ! command -v g++ >/dev/null; then
+    echo "check.sh: no g++: the kernels for GPUs are NOT checked by running them on the CPU" >&2
+fi
 step format cargo fmt --check
 step lints cargo clippy --locked --all-targets -- -D warnings
 step docs env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps

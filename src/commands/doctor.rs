@@ -76,6 +76,11 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     tell(Finding::of("device", runtime.as_ref().map(device).map_err(|error| anyhow::anyhow!("{error:#}"))))?;
     let runtime = runtime.unwrap_or_else(|_| Runtime::cpu());
     tell(Finding::of("gradients", gradient_flow(&runtime.device)))?;
+    if !runtime.device.is_cpu() {
+        for finding in operations(&runtime.device) {
+            tell(finding)?;
+        }
+    }
     match Settings::from_env() {
         Ok(settings) => {
             tell(cache(&settings))?;
@@ -140,6 +145,31 @@ fn device(runtime: &Runtime) -> String {
         Device::Cpu => "the CPU".into(),
         _ => "a GPU by CUDA".into(),
     }
+}
+
+/// Every operation on a GPU against the CPU's, forward and backward, in each number format.
+fn operations(device: &Device) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        match ops::agreement(device, dtype) {
+            Ok(found) => findings.extend(found.iter().map(|own| {
+                let state = if own.holds() { State::Ok } else { State::Fail };
+                let says = format!(
+                    "{}, {}: {:.1e} from the CPU's, forward and backward; {:.0e} allowed",
+                    own.operation,
+                    dtype.as_str(),
+                    own.gap,
+                    own.allowed
+                );
+                Finding::new("operation", state, says)
+            })),
+            Err(error) => {
+                let says = format!("in {}: {error:#}", dtype.as_str());
+                findings.push(Finding::new("operation", State::Fail, says));
+            }
+        }
+    }
+    findings
 }
 
 /// Where models of the hub are kept.

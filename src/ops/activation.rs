@@ -3,6 +3,7 @@
 use candle_core::{D, Result, Tensor, bail};
 
 use super::buffer::unwritten;
+use super::cuda;
 use super::elementwise::{GRAIN, map};
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
 use super::parallel;
@@ -88,6 +89,9 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
     }
     let d = width / 2;
     if !on_cpu(x) {
+        if let Some(y) = cuda::geglu(x, d)? {
+            return Ok(y);
+        }
         let value = x.narrow(D::Minus1, 0, d)?;
         return value.contiguous()? * x.narrow(D::Minus1, d, d)?.contiguous()?.gelu_erf()?;
     }

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor, Var, bail};
 
+use super::cuda;
 use super::elementwise::GRAIN;
 use super::graft::{on_cpu, with_values, with_values_mut};
 use super::parallel;
@@ -48,6 +49,9 @@ impl AdamW {
             bail!("adamw: gradient {:?} for a parameter {:?}", gradient.dims(), parameter.dims());
         }
         if !on_cpu(parameter) {
+            if cuda::adamw(parameter, gradient, moments, self.factors())? {
+                return Ok(());
+            }
             return self.update_on_device(parameter, gradient, moments);
         }
         let factors = self.factors();
@@ -114,15 +118,16 @@ fn in_parts<const N: usize>(all: [&mut [f32]; N], f: impl Fn([&mut [f32]; N], Ra
     });
 }
 
+/// What the update multiplies with.
 #[derive(Clone, Copy)]
-struct Factors<T> {
-    gradient_scale: T,
-    shrink: T,
-    betas: (T, T),
-    step_size: T,
-    inverse_root: T,
-    eps: T,
-    ema_decay: T,
+pub struct Factors<T> {
+    pub gradient_scale: T,
+    pub shrink: T,
+    pub betas: (T, T),
+    pub step_size: T,
+    pub inverse_root: T,
+    pub eps: T,
+    pub ema_decay: T,
 }
 
 vectorised! {

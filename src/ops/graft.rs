@@ -58,7 +58,8 @@ pub fn graft_tensor(
     graft_storage(name, inputs, storage, output.shape().clone(), backward)
 }
 
-fn graft_storage(
+/// The same for memory that a kernel has filled.
+pub fn graft_storage(
     name: &'static str,
     inputs: &[&Tensor],
     storage: Storage,

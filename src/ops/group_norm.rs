@@ -7,6 +7,7 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::activation::{silu_of, silu_slope};
 use super::buffer::unwritten;
+use super::cuda;
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
 use super::linear::sum_of;
 use super::parallel;
@@ -38,6 +39,9 @@ pub fn group_norm(
         bail!("group_norm: a batch {dims:?} with {c} weights does not divide into {} groups", groups.count);
     }
     if !on_cpu(x) {
+        if let Some(y) = cuda::group_norm([x, weight, bias], groups, activation)? {
+            return Ok(y);
+        }
         return on_device(x, weight, bias, groups, activation);
     }
     let plane = Plane { positions: x.elem_count() / (dims[0] * c), c, groups: groups.count, eps: groups.eps };

@@ -3,6 +3,7 @@
 use candle_core::{D, DType, Result, Tensor, bail};
 
 use super::buffer::unwritten;
+use super::cuda;
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
 use super::lanes::LANES;
 use super::linear::sum_of;
@@ -19,6 +20,9 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
         bail!("layer_norm: {c} weights do not fit {:?}", x.dims());
     }
     if !on_cpu(x) {
+        if let Some(y) = cuda::layer_norm([x, weight, bias], eps)? {
+            return Ok(y);
+        }
         return on_device(x, weight, bias, eps);
     }
     let x = x.contiguous()?;

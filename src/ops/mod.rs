@@ -5,7 +5,8 @@
 //! nothing but the operations of this room: trainable code takes its additions and reshapes from here too.
 //!
 //! On the CPU they are kernels in f32 or f64, multi-threaded, their matrix products done on the tile unit where a machine
-//! has one (`tiles`), else by the `gemm` crate; on other devices compositions of Candle's differentiable primitives.
+//! has one (`tiles`), else by the `gemm` crate; on NVIDIA GPUs kernels of ours (`cuda`) where there are, else, and on
+//! other devices, compositions of Candle's differentiable primitives.
 //! `finite_differences.rs` holds the kernels' gradients to central differences in f64, `twins.rs` the compositions to the
 //! kernels, `tests/parity.rs` the kernels to PyTorch, and `gradient_flow.rs` the backward pass to its promises.
 
@@ -14,6 +15,11 @@ mod any_batch;
 mod backward;
 mod buffer;
 mod checkpoint;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
+#[cfg(not(any(feature = "cuda", test)))]
+#[path = "cuda/absent.rs"]
+mod cuda;
 mod graft;
 mod lanes;
 mod ledger;
@@ -30,6 +36,7 @@ mod tiles;
 
 mod activation;
 mod adamw;
+mod agreement;
 mod attention;
 mod conv;
 mod conv_wide;
@@ -47,6 +54,7 @@ mod winograd;
 pub use abilities::{instructions, threads};
 pub use activation::{geglu, gelu, quick_gelu, silu};
 pub use adamw::{AdamW, Moments};
+pub use agreement::{Agreement, agreement};
 pub use any_batch::alike_in_any_batch;
 pub use attention::{Mask, attention};
 pub use backward::{Gradients, backward, backward_from};

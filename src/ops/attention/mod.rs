@@ -10,6 +10,7 @@ mod kernel;
 use candle_core::{Result, Tensor, bail};
 
 use self::composed::composed;
+use super::cuda;
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
 use super::real::Real;
 
@@ -46,6 +47,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -
     };
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     if !on_cpu(&q) {
+        if let Some(out) = cuda::attention([&q, &k, &v], bias, sizes)? {
+            return Ok(out);
+        }
         return composed(&q, &k, &v, bias, sizes);
     }
     for_float!(q, T => {

@@ -1,0 +1,215 @@
+//! Every kernel for GPUs, run on the CPU, against the CPU's kernel of the same operation: the output and the gradients of
+//! all inputs, in each number format.
+
+use candle_core::{DType, Device, Result, Tensor, Var};
+
+use super::emulated::{built, emulated};
+use super::launch::{Argument, Fresh, Launch, run};
+use crate::ops::{Activation, AdamW, Groups, Mask, Moments, attention, geglu, group_norm, layer_norm};
+use crate::rng::Rng;
+
+fn random(name: &str, shape: &[usize]) -> Tensor {
+    Rng::new(17, name, 0).normal_tensor(shape).unwrap()
+}
+
+/// Of the largest magnitude in the tensor. f32 adds in another order; f16 and bf16 round inputs of the products inside,
+/// the output and what the backward pass is given, at 2⁻¹¹ and 2⁻⁸ of each value.
+fn tolerance(dtype: DType) -> f32 {
+    match dtype {
+        DType::F32 => 5e-6,
+        DType::F16 => 3e-3,
+        _ => 2e-2,
+    }
+}
+
+/// The output of `f`, then the gradient of Σ cotangent·output for each input, in f32.
+fn evaluated(inputs: &[Tensor], f: &impl Fn(&[Tensor]) -> Result<Tensor>) -> Vec<Tensor> {
+    let vars: Vec<Var> = inputs.iter().map(|x| Var::from_tensor(x).unwrap()).collect();
+    let tracked: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
+    let output = f(&tracked).unwrap();
+    let cotangent = random("cotangent", output.dims()).to_dtype(DType::BF16).unwrap();
+    let cotangent = cotangent.to_dtype(output.dtype()).unwrap();
+    let gradients = (&output * cotangent).unwrap().sum_all().unwrap().backward().unwrap();
+    let of_inputs = vars.iter().map(|var| gradients.get(var).expect("a gradient for every input").clone());
+    std::iter::once(output.detach()).chain(of_inputs).map(|x| x.to_dtype(DType::F32).unwrap()).collect()
+}
+
+/// Holds the kernels for `dtype` to the CPU's in f32, both given inputs that bf16 holds exactly.
+fn agree(case: &str, dtype: DType, shapes: &[&[usize]], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
+    if !built() {
+        return;
+    }
+    let input = |(i, shape): (usize, &&[usize])| {
+        random(&format!("input {i}"), shape).to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap()
+    };
+    let inputs: Vec<Tensor> = shapes.iter().enumerate().map(input).collect();
+    let twin = evaluated(&inputs, &f);
+    let given: Vec<Tensor> = inputs.iter().map(|x| x.to_dtype(dtype).unwrap()).collect();
+    let kernel = emulated(|| evaluated(&given, &f));
+    for (i, (kernel, twin)) in kernel.iter().zip(&twin).enumerate() {
+        let what = if i == 0 { "output".to_owned() } else { format!("gradient of input {}", i - 1) };
+        assert_eq!(kernel.dims(), twin.dims(), "{case}: {what}");
+        let [kernel, twin] = [kernel, twin].map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        let largest = twin.iter().fold(0f32, |largest, v| largest.max(v.abs()));
+        assert!(largest > 0.0, "{case}: {what} is all zero, which compares nothing");
+        for (at, (kernel, twin)) in kernel.iter().zip(&twin).enumerate() {
+            let gap = (kernel - twin).abs();
+            let is_near = gap <= tolerance(dtype) * largest;
+            assert!(is_near, "{case}, {dtype:?}: {what}[{at}]: kernel {kernel}, twin {twin}, largest {largest}");
+        }
+    }
+}
+
+/// Attention of one head width.
+fn attends(dtype: DType, d: usize, (l, s): (usize, usize), mask: Mask) {
+    let heads = 2;
+    let shapes: [&[usize]; 3] = [&[2, l, heads * d], &[2, s, heads * d], &[2, s, heads * d]];
+    let case = format!("width {d}, {l} queries, {s} keys, {mask:?}");
+    agree(&case, dtype, &shapes, |x| attention(&x[0], &x[1], &x[2], heads, mask));
+}
+
+#[test]
+fn attention_of_every_width_and_format() {
+    for (i, d) in [32, 40, 64, 80, 128, 160].into_iter().enumerate() {
+        // f16 and bf16 differ in nothing but the rounding: each has every other width.
+        for dtype in [DType::F32, [DType::F16, DType::BF16][i % 2]] {
+            attends(dtype, d, (33, 77), Mask::None);
+        }
+    }
+}
+
+#[test]
+fn attention_over_several_blocks_and_tiles() {
+    // The last of each is cut short, and a set's keys are as many as its queries, or more, or fewer.
+    for (dtype, d) in [(DType::F32, 40), (DType::BF16, 40)] {
+        attends(dtype, d, (130, 130), Mask::None);
+        attends(dtype, d, (7, 193), Mask::None);
+        attends(dtype, d, (131, 2), Mask::None);
+        attends(dtype, d, (131, 131), Mask::Causal);
+    }
+}
+
+#[test]
+fn attention_with_weights_and_masks_of_references() {
+    // Three images to a set; the first tile of keys is hidden from the second image altogether.
+    let (images, l) = (3, 192);
+    let bias = |i: usize| {
+        let (group, key) = (i / l % images, i % l);
+        if (group == 1 && key < 64) || key == 100 { f32::NEG_INFINITY } else { (i as f32).sin() }
+    };
+    let bias: Vec<f32> = (0..2 * images * l).map(bias).collect();
+    let bias = Tensor::from_vec(bias, (2, images, l), &Device::Cpu).unwrap();
+    for (dtype, d) in [(DType::F32, 40), (DType::F16, 80)] {
+        attends(dtype, d, (l, l), Mask::Biased(&bias));
+    }
+}
+
+#[test]
+fn group_norm_plain_and_with_silu() {
+    // Few channels lie side by side in a block, many take a thread several; 41 positions make chunks of unlike length.
+    let shapes: [(&[usize], usize); 4] =
+        [(&[2, 41, 12], 4), (&[1, 3, 7, 96], 32), (&[2, 5, 320], 32), (&[3, 1, 1, 640], 1)];
+    for (dims, count) in shapes {
+        let c = dims[dims.len() - 1];
+        let plain = (c == 12).then_some((DType::F32, Activation::None));
+        let half = (c == 96).then_some((DType::BF16, Activation::Silu));
+        for (dtype, activation) in [Some((DType::F32, Activation::Silu)), plain, half].into_iter().flatten() {
+            let groups = Groups { count, eps: 1e-5 };
+            let case = format!("{dims:?} in {count} groups, {activation:?}");
+            agree(&case, dtype, &[dims, &[c], &[c]], |x| group_norm(&x[0], &x[1], &x[2], groups, activation));
+        }
+    }
+}
+
+#[test]
+fn group_norm_of_several_chunks_far_from_zero() {
+    // Around an offset that would eat the precision of Σx².
+    let groups = Groups { count: 2, eps: 1e-5 };
+    agree("far from zero", DType::F32, &[&[1, 400, 4], &[4], &[4]], |x| {
+        group_norm(&(&x[0] + 20.0)?, &x[1], &x[2], groups, Activation::None)
+    });
+}
+
+#[test]
+fn layer_norm_over_the_last_dimension() {
+    for dims in [[2, 9, 20], [1, 11, 320], [3, 2, 1281]] {
+        for dtype in [DType::F32, DType::BF16] {
+            let c = dims[2];
+            agree(&format!("{dims:?}"), dtype, &[&dims, &[c], &[c]], |x| layer_norm(&x[0], &x[1], &x[2], 1e-5));
+        }
+    }
+}
+
+#[test]
+fn geglu_also_far_from_zero() {
+    for (dtype, scale) in [(DType::F32, 1.0), (DType::F32, 40.0), (DType::F16, 1.0), (DType::BF16, 1.0)] {
+        agree(&format!("times {scale}"), dtype, &[&[2, 5, 74]], |x| geglu(&(&x[0] * scale)?));
+    }
+}
+
+#[test]
+fn adamw_with_and_without_an_average() {
+    if !built() {
+        return;
+    }
+    let updated = |dtype: DType, is_averaged: bool| -> Vec<f32> {
+        let var = |name: &str| Var::from_tensor(&random(name, &[3, 111])).unwrap();
+        let (p, first) = (var("p"), var("first"));
+        let second = Var::from_tensor(&random("second", &[3, 111]).sqr().unwrap()).unwrap();
+        let moments = Moments { first, second, ema: is_averaged.then(|| var("ema")) };
+        let adamw = AdamW {
+            lr: 0.01,
+            betas: (0.9, 0.999),
+            eps: 1e-8,
+            weight_decay: 0.1,
+            step: 3,
+            gradient_scale: 0.5,
+            ema_decay: 0.9,
+        };
+        let gradient = random("gradient", &[3, 111]).to_dtype(DType::BF16).unwrap().to_dtype(dtype).unwrap();
+        adamw.update(&p, &gradient, &moments).unwrap();
+        let all = [Some(&p), Some(&moments.first), Some(&moments.second), moments.ema.as_ref()];
+        all.into_iter().flatten().flat_map(|x| x.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
+    };
+    for is_averaged in [true, false] {
+        let twin = updated(DType::F32, is_averaged);
+        for dtype in [DType::F32, DType::BF16] {
+            let kernel = emulated(|| updated(dtype, is_averaged));
+            assert_eq!(kernel.len(), twin.len());
+            for (kernel, twin) in kernel.iter().zip(&twin) {
+                assert!((kernel - twin).abs() < 1e-6, "{dtype:?}: kernel {kernel}, twin {twin}");
+            }
+        }
+    }
+}
+
+#[test]
+fn faults_in_kernels_are_found() {
+    if !built() {
+        return;
+    }
+    let found = |kernel: &str, blocks: usize| {
+        let x = random("x", &[64]);
+        let mut y = Fresh::like(&x).unwrap();
+        let launch = Launch {
+            source: "emulation/faults",
+            kernel: kernel.into(),
+            blocks: [blocks, 1, 1],
+            threads: 64,
+            shared: 256,
+        };
+        let run = emulated(|| run(&Device::Cpu, &launch, &mut [Argument::Read(&x), Argument::Fill(&mut y)]));
+        run.expect_err(kernel).to_string()
+    };
+    for (kernel, blocks, fault) in [
+        ("fault_race", 1, "data race"),
+        ("fault_blocks", 2, "data race"),
+        ("fault_bounds", 1, "heap-buffer-overflow"),
+        ("fault_barrier", 1, "wait for others that do not come"),
+        ("fault_unseen", 1, "data race"),
+    ] {
+        let says = found(kernel, blocks);
+        assert!(says.contains(fault), "{kernel}: {says}");
+    }
+    assert!(!found("fault_unwaited", 1).is_empty());
+}
