@@ -22,9 +22,6 @@ const IMAGES: [(&str, &[u8]); 5] = [
     ("elementwise", include_bytes!(concat!(env!("OUT_DIR"), "/elementwise.fatbin"))),
 ];
 
-/// Shared memory that a kernel may have without asking.
-const UNASKED: usize = 48 << 10;
-
 /// What was loaded stays: there are few kernels, and a process uses most of them.
 #[derive(Default)]
 struct Loaded {
@@ -55,10 +52,9 @@ fn function(stream: &CudaStream, launch: &Launch) -> Result<CudaFunction> {
         }
     };
     let function = module.load_function(&launch.kernel).w()?;
-    if launch.shared > UNASKED {
-        let most = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        function.set_attribute(most, shared_limit_of(stream)? as i32).w()?;
-    }
+    // More than 48 kB have to be asked for; later launches of a norm may take more than this one.
+    let most = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    function.set_attribute(most, shared_limit_of(stream)? as i32).w()?;
     loaded.functions.insert(key, function.clone());
     Ok(function)
 }
