@@ -20,4 +20,5 @@ step format cargo fmt --check
 step lints cargo clippy --locked --all-targets -- -D warnings
 step docs env RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps
 step tests cargo test --locked
+step kernels cargo test --locked --lib cuda:: -- --ignored
 printf '\ncheck.sh: all steps passed\n'

@@ -19,7 +19,7 @@ fn a_layer_gives_a_heat_map_correspondences_and_shares_that_sum_to_one() {
     assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
     let layers: Vec<serde_json::Value> =
         outcome.stdout.lines().map(|line| serde_json::from_str(line).expect("a JSON object a line")).collect();
-    assert_eq!(layers.len(), 2, "the toybox has two self-attentions on its way up");
+    assert_eq!(layers.len(), 4, "the toybox has four self-attentions on its way up");
     for layer in layers {
         let shares: Vec<f64> = layer["shares"].as_array().expect("a list").iter().filter_map(|v| v.as_f64()).collect();
         assert_eq!(shares.len(), 2, "the reference and the new picture");

@@ -83,6 +83,7 @@ pub fn note_operation() {
 /// The result of `f`, and the most bytes in large blocks from each operation on this thread to the next, over what was out
 /// before. What other threads do meanwhile is counted too.
 pub fn trace_memory<R>(f: impl FnOnce() -> R) -> (R, Vec<usize>) {
+    super::tiles::forget_scratch();
     let before = LIVE.load(Relaxed);
     HIGHEST.store(before, Relaxed);
     TRACE.set(Some(Vec::new()));

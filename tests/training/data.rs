@@ -4,15 +4,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use anyhow::Result;
 use jedi::data::set::write_strip;
 use jedi::data::shards::ShardWriter;
 use jedi::data::{DatasetSource, ImageSet, Layout, Mixture, SetSource, members_from_set};
+use jedi::device::Runtime;
+use jedi::invalid::is_invalid;
 use jedi::synth::toybox::ToyboxSource;
 use jedi::train::ObjectiveKind::Joint;
 use jedi::train::data_check::{Pictures, check_mixture};
+use jedi::train::{JointObjective, Objective};
 
 use super::harness::{Outcome, jedi};
-use super::world::{World, metrics};
+use super::world::World;
 
 const SETS: ToyboxSource = ToyboxSource { seed: 3, sets: 8, images: 4, size: 16 };
 
@@ -132,43 +136,30 @@ fn an_outline_promises_what_reading_gives_without_decoding() {
 fn subjects_weigh_alike_however_their_masks_come() {
     let world = World::new();
     let folder = written(&world, &sets(0, |_| {}));
-    let strips = format!("data.source={}", folder.display());
-    let drawn = ["data.sets=8", "data.seed=3"];
     let cache = format!("data.cache={}", world.path("cache").display());
-    let loss = |settings: &[&str]| {
-        let settings = [settings, &["run.steps=1", "run.validate_every=0"]].concat();
-        let ended = start_anew(&world, &settings);
-        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-        metrics(&world.path("run"))[0]["loss"].as_f64().expect("a loss")
+    let first_loss = |source: Arc<dyn SetSource>, settings: &[&str]| -> Result<f32> {
+        let mut objective = JointObjective::new(&world.config(Joint, settings), &Runtime::cpu(), source, vec![])?;
+        Ok(objective.loss(0)?.to_scalar()?)
     };
-    let plain = loss(&drawn);
-    let weighted = loss(&[drawn[0], drawn[1], "joint.subject_weight=4"]);
+    let drawn = || Arc::new(SETS);
+    let strips = || Arc::new(DatasetSource::open(folder.to_str().unwrap(), Layout::Sets, 16).unwrap());
+    let plain = first_loss(drawn(), &[]).unwrap();
+    let weighted = first_loss(drawn(), &["joint.subject_weight=4"]).unwrap();
     assert!((weighted - plain).abs() > 1e-4 * plain, "{weighted} {plain}");
-    assert_eq!(loss(&[&strips]), plain);
+    assert_eq!(first_loss(strips(), &[]).unwrap(), plain);
     // Twice with a cache: when it is empty, and when all latents are known.
     for cache in [&cache, &cache] {
-        assert_eq!(loss(&[&strips, cache, "joint.subject_weight=4"]), weighted);
+        assert_eq!(first_loss(strips(), &[cache, "joint.subject_weight=4"]).unwrap(), weighted);
     }
-    let even = written(&world, &sets(0, |_| {}));
-    for entry in fs::read_dir(&even).unwrap() {
+    for entry in fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();
         if path.to_str().unwrap().ends_with(".mask.png") {
             fs::remove_file(path).unwrap();
         }
     }
-    let ended = start_anew(&world, &[&strips, "joint.subject_weight=4"]);
-    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
-    assert!(ended.stderr.contains("joint.subject_weight: the data have no masks"), "{}", ended.stderr);
-}
-
-/// A run from nothing.
-fn start_anew(world: &World, settings: &[&str]) -> Outcome {
-    if world.path("run").exists() {
-        fs::remove_dir_all(world.path("run")).expect("an old run");
-    }
-    let text = |path: &Path| path.display().to_string();
-    let (config, out) = (text(&world.config_file(Joint)), text(&world.path("run")));
-    let mut arguments = vec!["train", "--device", "cpu", "--config", &config, "--out", &out];
-    arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
-    jedi(arguments)
+    let error = first_loss(strips(), &["joint.subject_weight=4"]).unwrap_err();
+    assert!(
+        is_invalid(&error) && error.to_string().contains("joint.subject_weight: the data have no masks"),
+        "{error}"
+    );
 }

@@ -69,6 +69,7 @@ fn attends(dtype: DType, d: usize, (l, s): (usize, usize), mask: Mask) {
 }
 
 #[test]
+#[ignore = "takes a minute or two: a step of its own of scripts/check.sh"]
 fn attention_of_every_width_and_format() {
     for (i, d) in [32, 40, 64, 80, 128, 160].into_iter().enumerate() {
         // f16 and bf16 differ in nothing but the rounding: each has every other width.
@@ -79,6 +80,7 @@ fn attention_of_every_width_and_format() {
 }
 
 #[test]
+#[ignore = "takes a minute or two: a step of its own of scripts/check.sh"]
 fn attention_over_several_blocks_and_tiles() {
     // The last of each is cut short, and a set's keys are as many as its queries, or more, or fewer.
     for (dtype, d) in [(DType::F32, 40), (DType::BF16, 40)] {
@@ -90,6 +92,7 @@ fn attention_over_several_blocks_and_tiles() {
 }
 
 #[test]
+#[ignore = "takes a minute or two: a step of its own of scripts/check.sh"]
 fn attention_with_weights_and_masks_of_references() {
     // Three images to a set; the first tile of keys is hidden from the second image altogether.
     let (images, l) = (3, 192);
@@ -105,6 +108,7 @@ fn attention_with_weights_and_masks_of_references() {
 }
 
 #[test]
+#[ignore = "takes a minute or two: a step of its own of scripts/check.sh"]
 fn group_norm_plain_and_with_silu() {
     // Few channels lie side by side in a block, many take a thread several; 41 positions make chunks of unlike length.
     let shapes: [(&[usize], usize); 4] =
@@ -122,6 +126,7 @@ fn group_norm_plain_and_with_silu() {
 }
 
 #[test]
+#[ignore = "takes a minute or two: a step of its own of scripts/check.sh"]
 fn group_norm_of_several_chunks_far_from_zero() {
     // Around an offset that would eat the precision of Σx².
     let groups = Groups { count: 2, eps: 1e-5 };
@@ -131,6 +136,7 @@ fn group_norm_of_several_chunks_far_from_zero() {
 }
 
 #[test]
+#[ignore = "takes a minute or two: a step of its own of scripts/check.sh"]
 fn layer_norm_over_the_last_dimension() {
     for dims in [[2, 9, 20], [1, 11, 320], [3, 2, 1281]] {
         for dtype in [DType::F32, DType::BF16] {
@@ -141,6 +147,7 @@ fn layer_norm_over_the_last_dimension() {
 }
 
 #[test]
+#[ignore = "takes a minute or two: a step of its own of scripts/check.sh"]
 fn geglu_also_far_from_zero() {
     for (dtype, scale) in [(DType::F32, 1.0), (DType::F32, 40.0), (DType::F16, 1.0), (DType::BF16, 1.0)] {
         agree(&format!("times {scale}"), dtype, &[&[2, 5, 74]], |x| geglu(&(&x[0] * scale)?));
@@ -148,6 +155,7 @@ fn geglu_also_far_from_zero() {
 }
 
 #[test]
+#[ignore = "takes a minute or two: a step of its own of scripts/check.sh"]
 fn adamw_with_and_without_an_average() {
     if !built() {
         return;
@@ -184,6 +192,7 @@ fn adamw_with_and_without_an_average() {
 }
 
 #[test]
+#[ignore = "takes a minute or two: a step of its own of scripts/check.sh"]
 fn faults_in_kernels_are_found() {
     if !built() {
         return;

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use candle_core::DType;
 
 use super::Tile;
+use crate::ops::parallel;
 use crate::ops::real::Real;
 
 /// 64 bytes: a row of a tile.
@@ -52,6 +53,12 @@ pub fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [Tile]) -> R) -> R {
         }
     });
     result
+}
+
+/// Gives back what all threads keep. What is measured from here on does not depend on what was computed before.
+pub fn forget_scratch() {
+    let threads = parallel::parts(usize::MAX, 1);
+    parallel::map(threads, 1, |_| KEPT.with_borrow_mut(Vec::clear));
 }
 
 /// The values of a `T` that is f32.
