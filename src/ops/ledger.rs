@@ -17,14 +17,16 @@ static ALLOCATOR: Counting = Counting;
 /// The system's allocator, with a count of what is out.
 struct Counting;
 
-fn taken(n_bytes: usize) {
+/// Counts a block.
+pub fn taken(n_bytes: usize) {
     if n_bytes >= SMALLEST_BYTES {
         let live = LIVE.fetch_add(n_bytes, Relaxed) + n_bytes;
         HIGHEST.fetch_max(live, Relaxed);
     }
 }
 
-fn given_back(n_bytes: usize) {
+/// The way back.
+pub fn given_back(n_bytes: usize) {
     if n_bytes >= SMALLEST_BYTES {
         LIVE.fetch_sub(n_bytes, Relaxed);
     }
@@ -83,7 +85,6 @@ pub fn note_operation() {
 /// The result of `f`, and the most bytes in large blocks from each operation on this thread to the next, over what was out
 /// before. What other threads do meanwhile is counted too.
 pub fn trace_memory<R>(f: impl FnOnce() -> R) -> (R, Vec<usize>) {
-    super::tiles::forget_scratch();
     let before = LIVE.load(Relaxed);
     HIGHEST.store(before, Relaxed);
     TRACE.set(Some(Vec::new()));

@@ -137,12 +137,12 @@ fn subjects_weigh_alike_however_their_masks_come() {
     let world = World::new();
     let folder = written(&world, &sets(0, |_| {}));
     let cache = format!("data.cache={}", world.path("cache").display());
-    let first_loss = |source: Arc<dyn SetSource>, settings: &[&str]| -> Result<f32> {
+    let first_loss = |source: Mixture, settings: &[&str]| -> Result<f32> {
         let mut objective = JointObjective::new(&world.config(Joint, settings), &Runtime::cpu(), source, vec![])?;
         Ok(objective.loss(0)?.to_scalar()?)
     };
-    let drawn = || Arc::new(SETS);
-    let strips = || Arc::new(DatasetSource::open(folder.to_str().unwrap(), Layout::Sets, 16).unwrap());
+    let drawn = || Mixture::from(Arc::new(SETS));
+    let strips = || Mixture::from(Arc::new(DatasetSource::open(folder.to_str().unwrap(), Layout::Sets, 16).unwrap()));
     let plain = first_loss(drawn(), &[]).unwrap();
     let weighted = first_loss(drawn(), &["joint.subject_weight=4"]).unwrap();
     assert!((weighted - plain).abs() > 1e-4 * plain, "{weighted} {plain}");

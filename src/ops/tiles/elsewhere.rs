@@ -7,9 +7,6 @@ pub fn available() -> bool {
     false
 }
 
-/// There is nothing to give back.
-pub fn forget_scratch() {}
-
 /// Returns that nothing was done.
 ///
 /// # Safety

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use candle_core::DType;
 
 use super::Tile;
-use crate::ops::parallel;
+use crate::ops::ledger;
 use crate::ops::real::Real;
 
 /// 64 bytes: a row of a tile.
@@ -27,9 +27,32 @@ pub fn unwritten_lines<T: Whole>(len: usize) -> Vec<T> {
     lines
 }
 
+/// Tiles to work with. The count of memory that tensors take leaves them out: they are bounded where tensors grow, and what an
+/// operation takes would else depend on those before it.
+struct Scratch(Vec<Tile>);
+
+impl Scratch {
+    fn new(len: usize) -> Self {
+        let scratch = Self(unwritten_lines(len));
+        ledger::given_back(scratch.bytes());
+        scratch
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.capacity() * size_of::<Tile>()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // The allocator will count them as given back.
+        ledger::taken(self.bytes());
+    }
+}
+
 thread_local! {
-    /// Tiles that this thread has worked with and keeps for the next time.
-    static KEPT: RefCell<Vec<Vec<Tile>>> = const { RefCell::new(Vec::new()) };
+    /// What this thread has worked with and keeps for the next time.
+    static KEPT: RefCell<Vec<Scratch>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The most that a thread keeps.
@@ -38,27 +61,21 @@ const KEPT_BYTES: usize = 32 << 20;
 /// Calls `f` with `len` tiles to work with, which are written before they are read.
 pub fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [Tile]) -> R) -> R {
     let fitting = KEPT.with_borrow_mut(|kept| {
-        let fitting = kept.iter().enumerate().filter(|(_, tiles)| tiles.len() >= len);
-        let smallest = fitting.min_by_key(|(_, tiles)| tiles.len()).map(|(i, _)| i);
+        let fitting = kept.iter().enumerate().filter(|(_, scratch)| scratch.0.len() >= len);
+        let smallest = fitting.min_by_key(|(_, scratch)| scratch.0.len()).map(|(i, _)| i);
         smallest.map(|i| kept.swap_remove(i))
     });
-    let mut tiles = fitting.unwrap_or_else(|| unwritten_lines(len));
-    let result = f(&mut tiles[..len]);
+    let mut scratch = fitting.unwrap_or_else(|| Scratch::new(len));
+    let result = f(&mut scratch.0[..len]);
     KEPT.with_borrow_mut(|kept| {
-        kept.push(tiles);
+        kept.push(scratch);
         // The smallest go first: they are the cheapest to make again.
-        kept.sort_unstable_by_key(Vec::len);
-        while kept.iter().map(|tiles| size_of_val(&tiles[..])).sum::<usize>() > KEPT_BYTES {
+        kept.sort_unstable_by_key(|scratch| scratch.0.len());
+        while kept.iter().map(Scratch::bytes).sum::<usize>() > KEPT_BYTES {
             kept.remove(0);
         }
     });
     result
-}
-
-/// Gives back what all threads keep. What is measured from here on does not depend on what was computed before.
-pub fn forget_scratch() {
-    let threads = parallel::parts(usize::MAX, 1);
-    parallel::map(threads, 1, |_| KEPT.with_borrow_mut(Vec::clear));
 }
 
 /// The values of a `T` that is f32.
@@ -82,7 +99,7 @@ mod tests {
 
     #[test]
     fn what_a_thread_keeps_to_work_with_is_bounded() {
-        let kept = || KEPT.with_borrow(|kept| kept.iter().map(|tiles| size_of_val(&tiles[..])).sum::<usize>());
+        let kept = || KEPT.with_borrow(|kept| kept.iter().map(Scratch::bytes).sum::<usize>());
         let most = KEPT_BYTES / size_of::<Tile>();
         with_scratch(most, |_| with_scratch(most / 2, |_| with_scratch(3, |tiles| assert_eq!(tiles.len(), 3))));
         assert!(kept() <= KEPT_BYTES && kept() > 0);

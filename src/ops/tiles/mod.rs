@@ -22,7 +22,6 @@ use std::ops::Range;
 
 use candle_core::DType;
 
-pub use self::memory::forget_scratch;
 use self::memory::{single, with_scratch};
 use self::pack::{Factor, Side, Sum};
 pub use self::unit::available;
