@@ -56,6 +56,7 @@ const PIXELS_VERSION: u32 = 1;
 /// Deals a set that is there already.
 pub fn deal_whole(set: ImageSet, wanted: Wanted) -> Dealt {
     let ImageSet { images, captions, masks, .. } = set;
+    let masks = if wanted.masks { masks } else { vec![] };
     if images.len() < wanted.n_images {
         return Dealt::TooSmall(images.len());
     }

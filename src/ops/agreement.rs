@@ -97,7 +97,7 @@ pub fn agreement(device: &Device, dtype: DType) -> Result<Vec<Agreement>> {
         found.push(Agreement { operation, dtype, gap: gap(&twin, &evaluated(&there, &f)?)?, allowed: allowed(dtype) });
     }
     let operation = "AdamW with averaged weights".into();
-    let (twin, own) = (updated(&Device::Cpu, DType::F32)?, updated(device, dtype)?);
+    let (twin, own) = (updated(&Device::Cpu, DType::F32, true)?, updated(device, dtype, true)?);
     // Its state is f32 whatever the gradient is.
     found.push(Agreement { operation, dtype, gap: gap(&twin, &own)?, allowed: allowed(DType::F32) });
     Ok(found)
@@ -118,12 +118,13 @@ fn evaluated(inputs: &[Tensor], f: &Operation) -> Result<Vec<Tensor>> {
     Ok(all)
 }
 
-/// A parameter and its moments after an update with a gradient in `dtype`.
-fn updated(device: &Device, dtype: DType) -> Result<Vec<Tensor>> {
+/// A parameter and its moments, with an average or without, after an update with a gradient in `dtype`.
+pub fn updated(device: &Device, dtype: DType, is_averaged: bool) -> Result<Vec<Tensor>> {
     let draw = |name: &str| Rng::new(5, name, 0).normal_tensor(&[33, 129])?.to_device(device);
     let parameter = Var::from_tensor(&draw("parameter")?)?;
-    let (first, ema) = (Var::from_tensor(&draw("first")?)?, Var::from_tensor(&draw("ema")?)?);
-    let moments = Moments { first, second: Var::from_tensor(&draw("second")?.sqr()?)?, ema: Some(ema) };
+    let second = Var::from_tensor(&draw("second")?.sqr()?)?;
+    let ema = is_averaged.then(|| Var::from_tensor(&draw("ema")?)).transpose()?;
+    let moments = Moments { first: Var::from_tensor(&draw("first")?)?, second, ema };
     let adamw = AdamW {
         lr: 0.01,
         betas: (0.9, 0.999),

@@ -11,36 +11,44 @@ use crate::rng::Rng;
 /// another order) and Candle's six-digit constant in GELU's slope stay below ten times that.
 const TOLERANCE: f32 = 1e-5;
 
-fn random(name: &str, shape: &[usize]) -> Tensor {
+pub fn random(name: &str, shape: &[usize]) -> Tensor {
     Rng::new(11, name, 0).normal_tensor(shape).unwrap()
 }
 
-/// The output of `f`, then the gradient of Σ cotangent·output for each input.
-fn evaluated(inputs: &[Tensor], f: &impl Fn(&[Tensor]) -> Result<Tensor>) -> Vec<Tensor> {
+/// What bf16, and so every format, holds exactly.
+pub fn rounded(x: Tensor) -> Tensor {
+    x.to_dtype(DType::BF16).and_then(|x| x.to_dtype(DType::F32)).unwrap()
+}
+
+/// The output of `f`, then the gradient of Σ cotangent·output for each input, in f32.
+pub fn evaluated(inputs: &[Tensor], f: &impl Fn(&[Tensor]) -> Result<Tensor>) -> Vec<Tensor> {
     let vars: Vec<Var> = inputs.iter().map(|x| Var::from_tensor(x).unwrap()).collect();
     let tracked: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
     let output = f(&tracked).unwrap();
-    let cotangent = random("cotangent", output.dims());
+    let cotangent = rounded(random("cotangent", output.dims())).to_dtype(output.dtype()).unwrap();
     let gradients = (&output * cotangent).unwrap().sum_all().unwrap().backward().unwrap();
     let of_inputs = vars.iter().map(|var| gradients.get(var).expect("a gradient for every input").clone());
-    std::iter::once(output.detach()).chain(of_inputs).collect()
+    std::iter::once(output.detach()).chain(of_inputs).map(|x| x.to_dtype(DType::F32).unwrap()).collect()
+}
+
+/// Holds what was [`evaluated`] one way to the CPU's kernel, but for a share of each tensor's largest magnitude.
+pub fn assert_near(case: &str, found: &[Tensor], kernel: &[Tensor], tolerance: f32) {
+    for (i, (found, kernel)) in found.iter().zip(kernel).enumerate() {
+        let what = if i == 0 { "output".to_owned() } else { format!("gradient of input {}", i - 1) };
+        assert_eq!(found.dims(), kernel.dims(), "{case}: {what}");
+        let [found, kernel] = [found, kernel].map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        let largest = kernel.iter().fold(0f32, |largest, v| largest.max(v.abs()));
+        assert!(largest > 0.0, "{case}: {what} is all zero, which compares nothing");
+        for (at, (f, k)) in found.iter().zip(&kernel).enumerate() {
+            let gap = (f - k).abs();
+            assert!(gap <= tolerance * largest, "{case}: {what}[{at}]: {f}, the kernel {k}, largest {largest}");
+        }
+    }
 }
 
 fn agree(case: &str, shapes: &[&[usize]], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
     let inputs: Vec<Tensor> = shapes.iter().enumerate().map(|(i, s)| random(&format!("input {i}"), s)).collect();
-    let kernel = evaluated(&inputs, &f);
-    let composition = composed(|| evaluated(&inputs, &f));
-    for (i, (kernel, composition)) in kernel.iter().zip(&composition).enumerate() {
-        let what = if i == 0 { "output".to_owned() } else { format!("gradient of input {}", i - 1) };
-        assert_eq!(kernel.dims(), composition.dims(), "{case}: {what}");
-        let [kernel, composition] = [kernel, composition].map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
-        let largest = kernel.iter().fold(0f32, |largest, v| largest.max(v.abs()));
-        assert!(largest > 0.0, "{case}: {what} is all zero, which compares nothing");
-        for (at, (k, c)) in kernel.iter().zip(&composition).enumerate() {
-            let gap = (k - c).abs();
-            assert!(gap <= TOLERANCE * largest, "{case}: {what}[{at}]: kernel {k}, composition {c}, largest {largest}");
-        }
-    }
+    assert_near(case, &composed(|| evaluated(&inputs, &f)), &evaluated(&inputs, &f), TOLERANCE);
 }
 
 #[test]

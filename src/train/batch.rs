@@ -67,7 +67,7 @@ impl Batch {
 
 impl Denoiser<'_> {
     /// Equation 2: mean squared error of the predicted noise (or velocity, where the schedule says so) over all images of all
-    /// sets, weighted by the timestep where γ is not 0.
+    /// sets, weighted by place where the batch says so, and by the timestep where γ is not 0.
     pub fn loss(&self, batch: &Batch, min_snr_gamma: f64) -> Result<Tensor> {
         let (prediction, target) = self.predict(batch)?;
         let of_timesteps = || {

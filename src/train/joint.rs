@@ -213,7 +213,9 @@ impl JointObjective {
             for image in conditions.images {
                 clean.push(set.latents[image.picture].clone());
                 masked.push(image.is_masked);
-                weights.push(self.settings.weights(set, image.picture)?);
+                if self.settings.weighs_subjects() {
+                    weights.push(self.settings.weights(set, image.picture)?);
+                }
                 tokens.push(match image.is_caption_dropped {
                     true => empty.clone(),
                     false => set.tokens[image.picture].clone(),
@@ -222,8 +224,7 @@ impl JointObjective {
         }
         let clean = Tensor::stack(&clean, 0)?; // [b·n, c, h, w]
         let noise = Tensor::cat(&noise, 0)?; // [b·n, c, h, w]
-        // [b·n, 1, h, w]
-        let weights = self.settings.weighs_subjects().then(|| Tensor::stack(&weights, 0)).transpose()?;
+        let weights = (!weights.is_empty()).then(|| Tensor::stack(&weights, 0)).transpose()?; // [b·n, 1, h, w]
         let texts = self.texts.as_mut();
         let context = texts.map(|texts| texts.context(&self.text, &tokens, &self.runtime.device)).transpose()?;
         Ok((Batch { shape, clean, noise, weights, masked, timesteps, tokens, context }, whole.sets))

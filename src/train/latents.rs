@@ -131,21 +131,21 @@ impl LatentCache {
         let tokens = self.encoder.tokens(&set.captions)?;
         let kept = self.store.as_ref().filter(|_| !set.content.is_empty());
         // What the feed knows may have turned out damaged since.
-        if let Some(store) = kept
-            && let Some(latents) = store.get(&set.content).and_then(|bytes| latents_from_bytes(&bytes).ok())
-            && latents.len() == tokens.len()
-        {
-            let subjects = subjects(&set.masks, &latents)?;
-            return Ok(EncodedSet { latents, tokens, subjects });
-        }
-        let images = match set.images {
-            Some(images) => images,
-            None => feed.decoded(&fed.slot, n_images)?.images.context("decoded pictures")?,
+        let known = kept.and_then(|store| latents_from_bytes(&store.get(&set.content)?).ok());
+        let latents = match known.filter(|latents| latents.len() == tokens.len()) {
+            Some(latents) => latents,
+            None => {
+                let images = match set.images {
+                    Some(images) => images,
+                    None => feed.decoded(&fed.slot, n_images)?.images.context("decoded pictures")?,
+                };
+                let latents = self.encoder.latents(&images)?;
+                if let Some(store) = kept {
+                    store.put(&set.content, &bytes_from_tensor(&Tensor::stack(&latents, 0)?)?); // [n, c, h, w]
+                }
+                latents
+            }
         };
-        let latents = self.encoder.latents(&images)?;
-        if let Some(store) = kept {
-            store.put(&set.content, &bytes_from_tensor(&Tensor::stack(&latents, 0)?)?); // [n, c, h, w]
-        }
         let subjects = subjects(&set.masks, &latents)?;
         Ok(EncodedSet { latents, tokens, subjects })
     }

@@ -59,6 +59,42 @@ __device__ inline void finish_scores(float (&scores)[M][N][4], const Shape& at, 
     }
 }
 
+/// What a block of a pass over keys works on: rows of queries of a head, and the keys that they see, a tile of which is
+/// loaded while the one before it is worked on.
+template <class T, int D, int ROWS> struct OverKeys {
+    static constexpr int KEYS = Sizes<T, D>::KEYS, TILE = KEYS * stride_of<T, D>();
+    int first, head, set, width, rows, n_keys, s;
+    /// Where the block's queries begin, and the head's keys.
+    size_t own, keys;
+    const T *k, *v;
+    /// Two of each.
+    T *k_tiles, *v_tiles;
+
+    __device__ OverKeys(const T* k, const T* v, T* tiles, const Shape& at)
+        : first(blockIdx.x * ROWS), head(blockIdx.y), set(blockIdx.z), width(at.heads * D), rows(min(ROWS, at.l - first)),
+          n_keys(at.is_causal ? min(at.s, first + ROWS) : at.s), s(at.s),
+          own((size_t)set * at.l * width + (size_t)first * width + head * D), keys((size_t)set * at.s * width + head * D),
+          k(k), v(v), k_tiles(tiles), v_tiles(tiles + 2 * TILE) {}
+
+    /// Begins to load the tiles from `key` on.
+    __device__ void load(int key) const {
+        int there = min(KEYS, s - key);
+        size_t from = keys + (size_t)key * width;
+        load_tile<T, D, KEYS>(k_tiles + stage(key), k + from, width, there);
+        load_tile<T, D, KEYS>(v_tiles + stage(key), v + from, width, there);
+    }
+
+    /// Which of the two the tile from `key` on is.
+    __device__ int stage(int key) const { return key / KEYS % 2 * TILE; }
+
+    /// Waits for the tile from `key` on, everybody being done with the one before, and begins to load the next.
+    __device__ void advance(int key) const {
+        wait_for_copies();
+        __syncthreads();
+        if (key + KEYS < n_keys) load(key + KEYS);
+    }
+};
+
 template <class T, int D>
 __device__ inline void attention_forward(const T* q, const T* k, const T* v, const float* bias, T* out, float* lse,
                                          Shape at) {
@@ -66,25 +102,10 @@ __device__ inline void attention_forward(const T* q, const T* k, const T* v, con
     constexpr int STRIDE = stride_of<T, D>();
     SHARED_BYTES(bytes);
     T* q_tile = reinterpret_cast<T*>(bytes);
-    T* k_tiles = q_tile + ROWS * STRIDE; // two, then two of v
-    T* v_tiles = k_tiles + 2 * KEYS * STRIDE;
-
-    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
-    int first = blockIdx.x * ROWS, head = blockIdx.y, set = blockIdx.z;
-    int width = at.heads * D;
-    size_t own = (size_t)set * at.l * width + (size_t)first * width + head * D;
-    size_t keys = (size_t)set * at.s * width + head * D;
-    int rows = min(ROWS, at.l - first);
-    int n_keys = at.is_causal ? min(at.s, first + ROWS) : at.s;
-
-    auto load = [&](int key) {
-        int stage = key / KEYS % 2 * KEYS * STRIDE, there = min(KEYS, at.s - key);
-        size_t from = keys + (size_t)key * width;
-        load_tile<T, D, KEYS>(k_tiles + stage, k + from, width, there);
-        load_tile<T, D, KEYS>(v_tiles + stage, v + from, width, there);
-    };
-    load_tile<T, D, ROWS>(q_tile, q + own, width, rows);
-    load(0);
+    OverKeys<T, D, ROWS> block(k, v, q_tile + ROWS * STRIDE, at);
+    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, first = block.first;
+    load_tile<T, D, ROWS>(q_tile, q + block.own, block.width, block.rows);
+    block.load(0);
 
     int query[M][2];
     const float* own_bias[M][2];
@@ -94,18 +115,15 @@ __device__ inline void attention_forward(const T* q, const T* k, const T* v, con
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             query[m][i] = min(first + 16 * (warp * M + m) + g + 8 * i, at.l - 1);
-            own_bias[m][i] = bias ? bias_row(bias, at, set, query[m][i]) : nullptr;
+            own_bias[m][i] = bias ? bias_row(bias, at, block.set, query[m][i]) : nullptr;
             largest[m][i] = -INFINITY;
             total[m][i] = 0;
         }
     }
-    for (int key = 0; key < n_keys; key += KEYS) {
-        wait_for_copies();
-        __syncthreads(); // this tile is there, and everybody is done with the one before
-        if (key + KEYS < n_keys) load(key + KEYS);
-        int stage = key / KEYS % 2 * KEYS * STRIDE;
+    for (int key = 0; key < block.n_keys; key += KEYS) {
+        block.advance(key);
         float scores[M][N][4] = {};
-        products<T, D>(scores, q_tile + warp * 16 * M * STRIDE, k_tiles + stage);
+        products<T, D>(scores, q_tile + warp * 16 * M * STRIDE, block.k_tiles + block.stage(key));
         finish_scores(scores, at, own_bias, query, key);
 #pragma unroll
         for (int m = 0; m < M; m++) {
@@ -136,7 +154,7 @@ __device__ inline void attention_forward(const T* q, const T* k, const T* v, con
                 }
             }
         }
-        add_weighted<T, D>(result, scores, v_tiles + stage);
+        add_weighted<T, D>(result, scores, block.v_tiles + block.stage(key));
     }
     float factor[M][2];
 #pragma unroll
@@ -146,13 +164,13 @@ __device__ inline void attention_forward(const T* q, const T* k, const T* v, con
             float sum = sum_of_lanes(total[m][i], 4);
             factor[m][i] = 1 / sum;
             int row = 16 * (warp * M + m) + g + 8 * i;
-            if (row < rows && threadIdx.x % 4 == 0) {
-                lse[((size_t)set * at.heads + head) * at.l + first + row] = largest[m][i] / LOG2_E + logf(sum);
+            if (row < block.rows && threadIdx.x % 4 == 0) {
+                lse[((size_t)block.set * at.heads + block.head) * at.l + first + row] = largest[m][i] / LOG2_E + logf(sum);
             }
         }
     }
     int done = 16 * M * warp;
-    store_rows<T, D, M>(out + own + (size_t)done * width, width, rows - done, result, factor);
+    store_rows<T, D, M>(out + block.own + (size_t)done * block.width, block.width, block.rows - done, result, factor);
 }
 
 /// dot = Σ out·dout of each query and head; a warp for each.
@@ -175,48 +193,30 @@ __device__ inline void attention_dq(const T* q, const T* k, const T* v, const fl
     SHARED_BYTES(bytes);
     T* q_tile = reinterpret_cast<T*>(bytes);
     T* dout_tile = q_tile + ROWS * STRIDE;
-    T* k_tiles = dout_tile + ROWS * STRIDE;
-    T* v_tiles = k_tiles + 2 * KEYS * STRIDE;
-
+    OverKeys<T, D, ROWS> block(k, v, dout_tile + ROWS * STRIDE, at);
     int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4;
-    int first = blockIdx.x * ROWS, head = blockIdx.y, set = blockIdx.z;
-    int width = at.heads * D;
-    size_t own = (size_t)set * at.l * width + (size_t)first * width + head * D;
-    size_t keys = (size_t)set * at.s * width + head * D;
-    int rows = min(ROWS, at.l - first);
-    int n_keys = at.is_causal ? min(at.s, first + ROWS) : at.s;
-
-    auto load = [&](int key) {
-        int stage = key / KEYS % 2 * KEYS * STRIDE, there = min(KEYS, at.s - key);
-        size_t from = keys + (size_t)key * width;
-        load_tile<T, D, KEYS>(k_tiles + stage, k + from, width, there);
-        load_tile<T, D, KEYS>(v_tiles + stage, v + from, width, there);
-    };
-    load_tile<T, D, ROWS>(q_tile, q + own, width, rows);
-    load_tile<T, D, ROWS>(dout_tile, dout + own, width, rows);
-    load(0);
+    load_tile<T, D, ROWS>(q_tile, q + block.own, block.width, block.rows);
+    load_tile<T, D, ROWS>(dout_tile, dout + block.own, block.width, block.rows);
+    block.load(0);
 
     int query[1][2];
     const float* own_bias[1][2];
     float denominator[2], own_dot[2], result[1][D / 8][4] = {};
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        int row = first + 16 * warp + g + 8 * i;
+        int row = block.first + 16 * warp + g + 8 * i;
         query[0][i] = min(row, at.l - 1);
-        own_bias[0][i] = bias ? bias_row(bias, at, set, query[0][i]) : nullptr;
-        size_t kept = ((size_t)set * at.heads + head) * at.l + query[0][i];
+        own_bias[0][i] = bias ? bias_row(bias, at, block.set, query[0][i]) : nullptr;
+        size_t kept = ((size_t)block.set * at.heads + block.head) * at.l + query[0][i];
         denominator[i] = lse[kept] * LOG2_E;
         own_dot[i] = dot[kept];
     }
-    for (int key = 0; key < n_keys; key += KEYS) {
-        wait_for_copies();
-        __syncthreads();
-        if (key + KEYS < n_keys) load(key + KEYS);
-        int stage = key / KEYS % 2 * KEYS * STRIDE;
+    for (int key = 0; key < block.n_keys; key += KEYS) {
+        block.advance(key);
         float p[1][N][4] = {}, ds[1][N][4] = {};
-        products<T, D>(p, q_tile + warp * 16 * STRIDE, k_tiles + stage);
+        products<T, D>(p, q_tile + warp * 16 * STRIDE, block.k_tiles + block.stage(key));
         finish_scores(p, at, own_bias, query, key);
-        products<T, D>(ds, dout_tile + warp * 16 * STRIDE, v_tiles + stage);
+        products<T, D>(ds, dout_tile + warp * 16 * STRIDE, block.v_tiles + block.stage(key));
 #pragma unroll
         for (int n = 0; n < N; n++) {
 #pragma unroll
@@ -224,10 +224,10 @@ __device__ inline void attention_dq(const T* q, const T* k, const T* v, const fl
                 ds[0][n][i] = exp2f(p[0][n][i] - denominator[i / 2]) * (ds[0][n][i] - own_dot[i / 2]);
             }
         }
-        add_weighted<T, D>(result, ds, k_tiles + stage);
+        add_weighted<T, D>(result, ds, block.k_tiles + block.stage(key));
     }
     int done = 16 * warp;
-    store_rows<T, D, 1>(dq + own + (size_t)done * width, width, rows - done, result, {{at.scale, at.scale}});
+    store_rows<T, D, 1>(dq + block.own + (size_t)done * block.width, block.width, block.rows - done, result, {{at.scale, at.scale}});
 }
 
 /// dk and dv, by blocks of keys: dv = Pᵀ·dout, dk = dSᵀ·q/√D. Everything is transposed: a warp's rows are keys.

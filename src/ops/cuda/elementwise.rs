@@ -29,14 +29,14 @@ pub fn geglu(x: &Tensor, d: usize) -> Result<Option<Tensor>> {
     let mut shape = x.dims().to_vec();
     *shape.last_mut().expect("the caller has seen it") = d;
     let mut y = Fresh::new(x.device(), shape, x.dtype())?;
-    let sizes = || [n, d].map(Argument::Int);
+    let sizes = move || [n, d].map(Argument::Int);
     let arguments = [Argument::Read(&x), Argument::Fill(&mut y)].into_iter().chain(sizes());
     run(x.device(), &launch("geglu_forward", format, n), &mut arguments.collect::<Vec<_>>())?;
     let backward = move |inputs: &[&Tensor], _: &Tensor, gradient: &Tensor| {
         let dy = gradient.contiguous()?;
         let mut dx = Fresh::like(inputs[0])?;
         let tensors = [Argument::Read(inputs[0]), Argument::Read(&dy), Argument::Fill(&mut dx)];
-        let arguments = tensors.into_iter().chain([n, d].map(Argument::Int));
+        let arguments = tensors.into_iter().chain(sizes());
         run(dy.device(), &launch("geglu_backward", format, n), &mut arguments.collect::<Vec<_>>())?;
         Ok(vec![Some(dx.tensor())])
     };

@@ -1,16 +1,13 @@
 //! Every kernel for GPUs, run on the CPU, against the CPU's kernel of the same operation: the output and the gradients of
 //! all inputs, in each number format.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor};
 
 use super::emulated::{built, emulated};
 use super::launch::{Argument, Fresh, Launch, run};
-use crate::ops::{Activation, AdamW, Groups, Mask, Moments, attention, geglu, group_norm, layer_norm};
-use crate::rng::Rng;
-
-fn random(name: &str, shape: &[usize]) -> Tensor {
-    Rng::new(17, name, 0).normal_tensor(shape).unwrap()
-}
+use crate::ops::agreement::updated;
+use crate::ops::twins::{assert_near, evaluated, random, rounded};
+use crate::ops::{Activation, Groups, Mask, attention, geglu, group_norm, layer_norm};
 
 /// Of the largest magnitude in the tensor. f32 adds in another order; f16 and bf16 round inputs of the products inside,
 /// the output and what the backward pass is given, at 2⁻¹¹ and 2⁻⁸ of each value.
@@ -22,42 +19,17 @@ fn tolerance(dtype: DType) -> f32 {
     }
 }
 
-/// The output of `f`, then the gradient of Σ cotangent·output for each input, in f32.
-fn evaluated(inputs: &[Tensor], f: &impl Fn(&[Tensor]) -> Result<Tensor>) -> Vec<Tensor> {
-    let vars: Vec<Var> = inputs.iter().map(|x| Var::from_tensor(x).unwrap()).collect();
-    let tracked: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
-    let output = f(&tracked).unwrap();
-    let cotangent = random("cotangent", output.dims()).to_dtype(DType::BF16).unwrap();
-    let cotangent = cotangent.to_dtype(output.dtype()).unwrap();
-    let gradients = (&output * cotangent).unwrap().sum_all().unwrap().backward().unwrap();
-    let of_inputs = vars.iter().map(|var| gradients.get(var).expect("a gradient for every input").clone());
-    std::iter::once(output.detach()).chain(of_inputs).map(|x| x.to_dtype(DType::F32).unwrap()).collect()
-}
-
 /// Holds the kernels for `dtype` to the CPU's in f32, both given inputs that bf16 holds exactly.
 fn agree(case: &str, dtype: DType, shapes: &[&[usize]], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
     if !built() {
         return;
     }
-    let input = |(i, shape): (usize, &&[usize])| {
-        random(&format!("input {i}"), shape).to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap()
-    };
+    let input = |(i, shape): (usize, &&[usize])| rounded(random(&format!("input {i}"), shape));
     let inputs: Vec<Tensor> = shapes.iter().enumerate().map(input).collect();
     let twin = evaluated(&inputs, &f);
     let given: Vec<Tensor> = inputs.iter().map(|x| x.to_dtype(dtype).unwrap()).collect();
     let kernel = emulated(|| evaluated(&given, &f));
-    for (i, (kernel, twin)) in kernel.iter().zip(&twin).enumerate() {
-        let what = if i == 0 { "output".to_owned() } else { format!("gradient of input {}", i - 1) };
-        assert_eq!(kernel.dims(), twin.dims(), "{case}: {what}");
-        let [kernel, twin] = [kernel, twin].map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
-        let largest = twin.iter().fold(0f32, |largest, v| largest.max(v.abs()));
-        assert!(largest > 0.0, "{case}: {what} is all zero, which compares nothing");
-        for (at, (kernel, twin)) in kernel.iter().zip(&twin).enumerate() {
-            let gap = (kernel - twin).abs();
-            let is_near = gap <= tolerance(dtype) * largest;
-            assert!(is_near, "{case}, {dtype:?}: {what}[{at}]: kernel {kernel}, twin {twin}, largest {largest}");
-        }
-    }
+    assert_near(&format!("{case}, {dtype:?}"), &kernel, &twin, tolerance(dtype));
 }
 
 /// Attention of one head width.
@@ -161,23 +133,8 @@ fn adamw_with_and_without_an_average() {
         return;
     }
     let updated = |dtype: DType, is_averaged: bool| -> Vec<f32> {
-        let var = |name: &str| Var::from_tensor(&random(name, &[3, 111])).unwrap();
-        let (p, first) = (var("p"), var("first"));
-        let second = Var::from_tensor(&random("second", &[3, 111]).sqr().unwrap()).unwrap();
-        let moments = Moments { first, second, ema: is_averaged.then(|| var("ema")) };
-        let adamw = AdamW {
-            lr: 0.01,
-            betas: (0.9, 0.999),
-            eps: 1e-8,
-            weight_decay: 0.1,
-            step: 3,
-            gradient_scale: 0.5,
-            ema_decay: 0.9,
-        };
-        let gradient = random("gradient", &[3, 111]).to_dtype(DType::BF16).unwrap().to_dtype(dtype).unwrap();
-        adamw.update(&p, &gradient, &moments).unwrap();
-        let all = [Some(&p), Some(&moments.first), Some(&moments.second), moments.ema.as_ref()];
-        all.into_iter().flatten().flat_map(|x| x.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
+        let all = updated(&Device::Cpu, dtype, is_averaged).unwrap();
+        all.iter().flat_map(|x| x.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
     };
     for is_averaged in [true, false] {
         let twin = updated(DType::F32, is_averaged);

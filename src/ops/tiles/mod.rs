@@ -112,6 +112,11 @@ struct Product {
     row: Option<Vec<f32>>,
 }
 
+/// Steps along a sum of so many blocks, whose planes lie side by side in both factors.
+fn steps<const PLANES: usize>(blocks: usize) -> Vec<Step> {
+    (0..blocks).map(|block| block * PLANES * size_of::<Tile>()).map(|offset| (offset, offset)).collect()
+}
+
 /// Packed rows or columns of tiles, and which they are.
 type Piece<'a> = (&'a [Tile], &'a Range<usize>);
 
@@ -136,8 +141,7 @@ impl Product {
         let (kept, passing) = if keeps_left { (rows, columns) } else { (columns, rows) };
         let large = (KEPT_TILES / (depth * PLANES)).clamp(2, kept.next_multiple_of(2)) & !1;
         let pieces = |count: usize, step: usize| (0..count).step_by(step).map(move |i| i..count.min(i + step));
-        let steps: Vec<Step> =
-            (0..depth).map(|block| block * PLANES * size_of::<Tile>()).map(|offset| (offset, offset)).collect();
+        let steps = steps::<PLANES>(depth);
         with_scratch((large + PASSING) * depth * PLANES, |scratch| {
             let (large_tiles, small_tiles) = scratch.split_at_mut(large * depth * PLANES);
             let mut edges = [EMPTY; 4];

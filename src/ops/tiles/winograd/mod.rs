@@ -14,7 +14,7 @@ use self::transforms::{add_outputs, pack_left, pack_right, pack_tiles};
 use super::memory::{from_single, single, with_scratch};
 use super::pack::{Factor, Side, Sum};
 use super::unit::{Registers, Step, Tiles, available};
-use super::{SIDE, Tile};
+use super::{SIDE, Tile, steps};
 use crate::ops::buffer::unwritten;
 use crate::ops::conv::Geometry;
 use crate::ops::parallel::{self, Disjoint};
@@ -68,7 +68,7 @@ fn multiply(x: &[f32], weight: &[f32], bias: Option<&[f32]>, geometry: Geometry,
     let (c, out) = geometry.channels;
     let (sum, columns) = (Sum::of(c), out.div_ceil(SIDE));
     let own = sum.blocks * PLANES;
-    let steps = steps(sum.blocks);
+    let steps = steps::<PLANES>(sum.blocks);
     let width = columns * SIDE;
     let zeros = vec![0f32; c.max(width)];
     let bias = bias.unwrap_or(&zeros);
@@ -133,10 +133,6 @@ fn with_packed_weight<R>(
         });
         f(packed)
     })
-}
-
-fn steps(blocks: usize) -> Vec<Step> {
-    (0..blocks).map(|block| block * PLANES * size_of::<Tile>()).map(|offset| (offset, offset)).collect()
 }
 
 /// All rows of tiles of a left factor times all columns of a right one, whose tiles for all steps lie side by side.
@@ -214,7 +210,7 @@ fn correlate_tiles((dy, x): (&[f32], &[f32]), tiles: Range<usize>, geometry: Geo
                     for_row!(i, pack_right(x, &zeros, &origins, geometry, &v_at));
                     for_row!(i, pack_left(dy, &zeros, &origins, geometry, &z_at));
                 }
-                let steps = steps(blocks);
+                let steps = steps::<PLANES>(blocks);
                 let registers = unsafe { Registers::new(SIDE) };
                 for j in 0..ROW {
                     let own = blocks * PLANES;
