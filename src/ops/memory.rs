@@ -2,10 +2,10 @@
 
 use std::{env, thread};
 
-/// Gives Candle's pool, and with it the kernels, a thread a physical core, but no more than `cpus`, those that this process
-/// should keep busy (None: not known, and nothing is done). By itself Candle counts the machine's cores, whatever a container's
-/// quota or an affinity mask leaves of them, and threads that wait by spinning are very slow when they outnumber the CPUs. Call
-/// first thing in the process. `CANDLE_NUM_THREADS` and `RAYON_NUM_THREADS` override it.
+/// Gives the kernels and Candle's pool a thread a physical core, but no more than `cpus`, those that this process should keep
+/// busy (None: not known, and nothing is done). By itself Candle counts the machine's cores, whatever a container's quota or an
+/// affinity mask leaves of them, and its threads, which wait for each other by spinning, are very slow when they outnumber the
+/// CPUs. Call first thing in the process. `CANDLE_NUM_THREADS` and `RAYON_NUM_THREADS` override it.
 pub fn fit_threads(cpus: Option<usize>) {
     let is_set = |name: &str| env::var_os(name).is_some();
     if is_set(CANDLE_THREADS) || is_set(RAYON_THREADS) {

@@ -28,6 +28,7 @@ mod parallel;
 mod precision;
 mod real;
 mod tape;
+mod threads;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 #[cfg(not(target_arch = "x86_64"))]

@@ -1,68 +1,15 @@
 //! Work shared out among threads in fixed contiguous parts, so that one thread count always gives the same bits.
 //!
-//! The threads are Candle's (`CANDLE_NUM_THREADS`): between the many short sections of a network they wait by spinning for
-//! about a millisecond, where a work-stealing pool would put them to sleep and pay for waking them at every section.
-//! A section inside a part of another runs on its own thread alone. No tensor operation may be called inside a part:
-//! Candle's element-wise ones share out long tensors among the same threads, and on the calling thread they would wait
-//! for the section that they are part of.
+//! A section inside a part of another, or beside another thread's, runs on its own thread alone.
 
-use std::{
-    cell::Cell,
-    ops::Range,
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    sync::Mutex,
-};
+use std::ops::Range;
+use std::sync::Mutex;
 
-use candle_core::utils::barrier_pool;
+use super::threads::pool;
 
 /// Number of parts: one a thread, but none smaller than `grain` items.
 pub fn parts(items: usize, grain: usize) -> usize {
-    (barrier_pool().n_workers() + 1).min(items / grain.max(1)).max(1)
-}
-
-/// Calls `f(part)` for each of `parts` parts, each on its own thread; inside another section's part, in order on this one.
-/// When parts panic, the first to do so is passed on after all have ended.
-fn on_threads(parts: usize, f: impl Fn(usize) + Sync) {
-    if parts == 1 || IN_SECTION.get() {
-        return (0..parts).for_each(f);
-    }
-    let workers = barrier_pool().n_workers();
-    let first_panic = Mutex::new(None);
-    // The calling thread is number `workers`; it takes the first part.
-    barrier_pool().execute(|thread| {
-        let part = if thread == workers { 0 } else { thread + 1 };
-        if part < parts {
-            let _section = Section::enter();
-            // A panic that left this closure would poison the pool's lock, and with it every later section. What `f`
-            // left half done is not seen: the panic goes on below.
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| f(part))) {
-                first_panic.lock().expect("no panic while held").get_or_insert(panic);
-            }
-        }
-    });
-    if let Some(panic) = first_panic.into_inner().expect("no panic while held") {
-        resume_unwind(panic);
-    }
-}
-
-thread_local! {
-    static IN_SECTION: Cell<bool> = const { Cell::new(false) };
-}
-
-/// This thread works on a part until this is dropped.
-struct Section;
-
-impl Section {
-    fn enter() -> Self {
-        IN_SECTION.set(true);
-        Self
-    }
-}
-
-impl Drop for Section {
-    fn drop(&mut self) {
-        IN_SECTION.set(false);
-    }
+    pool().threads().min(items / grain.max(1)).max(1)
 }
 
 /// The `part`-th of `parts` nearly equal ranges of `0..items`.
@@ -79,7 +26,7 @@ pub fn for_rows<T: Send>(out: &mut [T], width: usize, grain: usize, f: impl Fn(R
         return f(0..items, out);
     }
     let out_at = Disjoint::new(out);
-    on_threads(parts, |part| {
+    pool().run(parts, &|part| {
         let range = range(items, parts, part);
         // SAFETY: the ranges do not overlap and end at `items`, so the pieces are disjoint and inside `out`.
         let piece = unsafe { std::slice::from_raw_parts_mut(out_at.at(range.start * width), range.len() * width) };
@@ -94,7 +41,7 @@ pub fn map<R: Send>(items: usize, grain: usize, f: impl Fn(Range<usize>) -> R + 
         return vec![f(0..items)];
     }
     let results: Vec<Mutex<Option<R>>> = (0..parts).map(|_| Mutex::new(None)).collect();
-    on_threads(parts, |part| {
+    pool().run(parts, &|part| {
         let result = f(range(items, parts, part));
         *results[part].lock().expect("each part has its own place") = Some(result);
     });
@@ -127,7 +74,6 @@ impl<T> Disjoint<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device, Tensor};
 
     /// Calls a section with as many parts as there are threads.
     fn sum_to(n: usize) -> usize {
@@ -135,23 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_in_a_part_is_passed_on_and_leaves_the_threads_usable() {
-        // It used to poison the lock of Candle's pool: every later operation of the process panicked.
-        let parts = parts(1000, 1);
-        for guilty in [0, parts - 1] {
-            let section = || map(1000, 1, |range| assert!(range.start != guilty * 1000 / parts, "part {guilty}"));
-            let panic = catch_unwind(section).expect_err("the panic is passed on");
-            assert_eq!(panic.downcast_ref::<String>(), Some(&format!("part {guilty}")));
-            assert_eq!(sum_to(1000), 499_500);
-            // Long enough for Candle to share it out itself.
-            let ones = Tensor::ones(200_000, DType::F32, &Device::Cpu).unwrap();
-            assert_eq!(ones.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap(), 200_000.0);
-        }
-    }
-
-    #[test]
     fn a_section_inside_a_part_gives_what_it_gives_outside() {
-        // It used to wait for itself for ever.
         let nested: Vec<usize> = map(8, 1, |range| range.map(sum_to).collect::<Vec<_>>()).concat();
         assert_eq!(nested, (0..8).map(sum_to).collect::<Vec<_>>());
         let mut rows = vec![0; 64];
@@ -160,6 +90,5 @@ mod tests {
             for_rows(rows, 1, 1, |range, row| row.iter_mut().zip(range).for_each(|(v, i)| *v = first + i));
         });
         assert_eq!(rows, (0..64).collect::<Vec<_>>());
-        assert!(!IN_SECTION.get());
     }
 }
