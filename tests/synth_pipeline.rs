@@ -130,7 +130,7 @@ fn strange_share(image: &RgbImage, mask: &GrayImage, colours: &BTreeSet<[u8; 3]>
 #[test]
 fn scenes_are_painted_around_the_thing_without_a_second_one() {
     let room = Room::new();
-    let mut flags = vec!["--sets", "4"];
+    let mut flags = vec!["--sets", "3"];
     ["sets.masks=true", "stylise.probability=0", "sets.attempts=1"]
         .iter()
         .for_each(|setting| flags.extend(["--set", setting]));
