@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use candle_core::{DType, Result as CandleResult, Tensor};
 
+use super::layers::linear;
 use super::params::{Init, Params};
 use crate::ops;
 
@@ -53,7 +54,7 @@ impl Adapter {
     /// # Shapes
     /// - x `[.., in]`, y `[.., out]` → y's
     pub fn add_to(&self, y: &Tensor, x: &Tensor) -> CandleResult<Tensor> {
-        let path = ops::linear(&ops::linear(x, &self.down, None)?, &self.up, None)?;
+        let path = linear(&linear(x, &self.down, None)?, &self.up, None)?;
         ops::add(y, &ops::affine(&path, self.scale, 0.0)?)
     }
 }

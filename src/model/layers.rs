@@ -1,4 +1,5 @@
-//! The layers that hold parameters, named as in diffusers' checkpoints.
+//! The layers that hold parameters, named as in diffusers' checkpoints. They compute in the number format of their input, whatever
+//! their parameters are kept in.
 
 use anyhow::Result;
 use candle_core::{Result as CandleResult, Tensor};
@@ -33,12 +34,18 @@ impl Linear {
     /// # Shapes
     /// - `[.., in]` → `[.., out]`
     pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        let y = ops::linear(x, &self.weight, self.bias.as_ref())?;
+        let y = linear(x, &self.weight, self.bias.as_ref())?;
         match &self.adapter {
             None => Ok(y),
             Some(adapter) => adapter.add_to(&y, x),
         }
     }
+}
+
+/// [`ops::linear`] in the number format of `x`.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> CandleResult<Tensor> {
+    let bias = bias.map(|bias| ops::cast(bias, x.dtype())).transpose()?;
+    ops::linear(x, &ops::cast(weight, x.dtype())?, bias.as_ref())
 }
 
 /// A convolution: `weight [out, in, k, k]`, `bias [out]`; channel-last pictures.
@@ -81,7 +88,8 @@ impl Conv {
     /// # Shapes
     /// - `[b, h, w, in]` → `[b, h', w', out]`
     pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        ops::conv2d(x, &self.weight, Some(&self.bias), self.geometry)
+        let (weight, bias) = (ops::cast(&self.weight, x.dtype())?, ops::cast(&self.bias, x.dtype())?);
+        ops::conv2d(x, &weight, Some(&bias), self.geometry)
     }
 }
 
@@ -112,7 +120,8 @@ impl GroupNorm {
     /// # Shapes
     /// - `[b, .., c]` → the same
     pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        ops::group_norm(x, &self.weight, &self.bias, self.groups, self.activation)
+        let (weight, bias) = (ops::cast(&self.weight, x.dtype())?, ops::cast(&self.bias, x.dtype())?);
+        ops::group_norm(x, &weight, &bias, self.groups, self.activation)
     }
 }
 
@@ -136,6 +145,7 @@ impl LayerNorm {
     /// # Shapes
     /// - `[.., c]` → the same
     pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        ops::layer_norm(x, &self.weight, &self.bias, self.eps)
+        let (weight, bias) = (ops::cast(&self.weight, x.dtype())?, ops::cast(&self.bias, x.dtype())?);
+        ops::layer_norm(x, &weight, &bias, self.eps)
     }
 }

@@ -90,6 +90,8 @@ pub struct TextEncoder {
     layers: Vec<ClipLayer>,
     final_layer_norm: LayerNorm,
     text_projection: Option<Linear>,
+    /// What the layers compute in; None: as the embeddings are.
+    dtype: Option<DType>,
 }
 
 impl TextEncoder {
@@ -120,8 +122,23 @@ impl TextEncoder {
                 Some(pooled) => Some(Linear::without_bias(&params.pp("text_projection"), width, pooled)?),
             },
             config: config.clone(),
+            dtype: None,
         };
         Ok((text, params.finish()?))
+    }
+
+    /// The same network, whose layers compute in this number format, whatever the parameters are kept in.
+    pub fn computing_in(self, dtype: DType) -> Self {
+        Self { dtype: Some(dtype), ..self }
+    }
+
+    /// What the layers are given.
+    ///
+    /// # Shapes
+    /// - tokens `[b, l]` → `[b, l, d]`
+    fn embed(&self, tokens: &Tensor) -> CandleResult<Tensor> {
+        let hidden = ops::embed(tokens, &self.token_embedding, &self.position_embedding)?;
+        ops::cast(&hidden, self.dtype.unwrap_or(hidden.dtype()))
     }
 
     /// What it was built from.
@@ -132,7 +149,7 @@ impl TextEncoder {
     /// # Shapes
     /// - tokens `[b, l]` u32, `l` at most `max_position_embeddings` → `[b, l, d]`
     pub fn forward(&self, tokens: &Tensor) -> CandleResult<Tensor> {
-        let mut hidden = ops::embed(tokens, &self.token_embedding, &self.position_embedding)?; // [b, l, d]
+        let mut hidden = self.embed(tokens)?; // [b, l, d]
         for layer in &self.layers {
             hidden = layer.forward(&hidden, Mask::Causal)?;
         }
@@ -144,7 +161,7 @@ impl TextEncoder {
     /// # Shapes
     /// - as [`TextEncoder::forward`]
     pub fn penultimate(&self, tokens: &Tensor) -> CandleResult<Tensor> {
-        let mut hidden = ops::embed(tokens, &self.token_embedding, &self.position_embedding)?; // [b, l, d]
+        let mut hidden = self.embed(tokens)?; // [b, l, d]
         for layer in &self.layers[..self.layers.len().saturating_sub(1)] {
             hidden = layer.forward(&hidden, Mask::Causal)?;
         }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use candle_core::{Result as CandleResult, Tensor};
 
 use super::coupling::Coupling;
-use super::layers::{GroupNorm, LayerNorm, Linear};
+use super::layers::{GroupNorm, LayerNorm, Linear, linear};
 use super::params::{Init, Params};
 use crate::ops::{self, Activation, Groups, Mask};
 
@@ -83,7 +83,7 @@ impl Projection {
     }
 
     fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        ops::linear(x, &self.weight, Some(&self.bias))
+        linear(x, &self.weight, Some(&self.bias))
     }
 }
 

@@ -14,6 +14,7 @@ mod abilities;
 mod any_batch;
 mod backward;
 mod buffer;
+mod cast;
 mod checkpoint;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
@@ -59,6 +60,7 @@ pub use agreement::{Agreement, agreement};
 pub use any_batch::alike_in_any_batch;
 pub use attention::{Mask, attention};
 pub use backward::{Gradients, backward, backward_from};
+pub use cast::cast;
 pub use checkpoint::checkpoint;
 pub use conv::{Conv2d, conv2d};
 pub use deformable::deformable_sample;

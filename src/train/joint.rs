@@ -14,7 +14,7 @@ use super::lora::{LoraConfig, prepare};
 use super::objective::{ModelWriter, Objective, Weights, component, frozen, merge};
 use super::patterns::check_freeze;
 use super::plan::{Footprint, total_bytes};
-use super::settings::{JointConfig, TrainConfig};
+use super::settings::{ComputeDtype, JointConfig, TrainConfig};
 use super::share::set_rng;
 use super::shared_feed::SharedFeed;
 use super::start::UnetStart;
@@ -37,6 +37,8 @@ pub struct JointObjective {
     lora: LoraConfig,
     seed: u64,
     runtime: Runtime,
+    /// What U-Net and text encoder compute in.
+    dtype: DType,
     architecture: Files,
     /// Side of the pictures in pixels.
     size: u32,
@@ -80,6 +82,12 @@ impl JointObjective {
                 config.model.architecture.display()
             )));
         }
+        if config.run.dtype == ComputeDtype::Bf16 && runtime.device.is_cpu() {
+            return Err(invalid(
+                "run.dtype: bf16 is for GPUs; on the CPU make it f32, and run.matmul_precision = \"medium\" gives products of \
+                 bf16 factors where there is AMX",
+            ));
+        }
         let text_config: TextConfig = architecture.json("text_encoder/config.json")?;
         ensure!(
             unet_config.is_joint() && unet_config.cross_attention_dim == text_config.hidden_size,
@@ -103,6 +111,7 @@ impl JointObjective {
         let (unet, unet_vars) = JointUnet::new(&unet_config, unet_params.clone())?;
         let unet = if config.run.gradient_checkpointing { unet.checkpointed() } else { unet };
         let (text, text_vars) = TextEncoder::new(&text_config, text_params.clone())?;
+        let dtype = DType::from(config.run.dtype);
         let (mut vars, mut frozen) = (NamedVars::new(), Weights::new());
         for (component, own, params) in [("unet", unet_vars, unet_params), ("text_encoder", text_vars, text_params)] {
             merge(&mut vars, component, own);
@@ -164,6 +173,8 @@ impl JointObjective {
         } else {
             store("texts", &fingerprint(&text_config, &component(&frozen, "text_encoder"))?)?.map(TextCache::new)
         };
+        // What a cache keeps is f32.
+        let text = if texts.is_some() { text } else { text.computing_in(dtype) };
         let feed = FeedSettings { seed: config.seed, size: config.data.size, masks: config.joint.weighs_subjects() };
         let feed = Feed::new(mixture, loader, feed, latents.known());
         Ok(Self {
@@ -171,6 +182,7 @@ impl JointObjective {
             lora: config.lora.clone(),
             seed: config.seed,
             runtime: runtime.clone(),
+            dtype,
             architecture,
             size: config.data.size,
             vae_bytes,
@@ -232,7 +244,7 @@ impl JointObjective {
 
     fn denoiser(&self) -> Denoiser<'_> {
         let Self { unet, text, schedule, runtime, .. } = self;
-        Denoiser { unet, text, schedule, device: &runtime.device }
+        Denoiser { unet, text, schedule, device: &runtime.device, dtype: self.dtype }
     }
 
     /// The networks' weights: what is trained, and what is not.
@@ -311,7 +323,7 @@ impl Objective for JointObjective {
         let (device, weights) = (&self.runtime.device, self.all(weights)?);
         let (unet, _) = JointUnet::new(&self.unet_config, frozen(&weights, "unet", device))?;
         let (text, _) = TextEncoder::new(&self.text_config, frozen(&weights, "text_encoder", device))?;
-        let denoiser = Denoiser { unet: &unet, text: &text, ..self.denoiser() };
+        let denoiser = Denoiser { unet: &unet, text: &text.computing_in(self.dtype), ..self.denoiser() };
         let (loss, parts) = self.held_out.losses(denoiser, self.fed.share())?;
         self.held_out_parts = parts;
         Ok(loss)

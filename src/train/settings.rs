@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use candle_core::DType;
 use serde::{Deserialize, Serialize};
 
 use super::data_settings::{DataConfig, DataLayout};
@@ -147,6 +148,25 @@ impl Default for AutoencoderConfig {
     }
 }
 
+/// What networks compute in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum ComputeDtype {
+    #[default]
+    F32,
+    Bf16,
+}
+
+impl From<ComputeDtype> for DType {
+    fn from(dtype: ComputeDtype) -> Self {
+        match dtype {
+            ComputeDtype::F32 => Self::F32,
+            ComputeDtype::Bf16 => Self::BF16,
+        }
+    }
+}
+
 /// Length of the run and its rhythm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -159,6 +179,10 @@ pub struct RunConfig {
     /// the step, which gives what the whole batch gives, in less memory. 0: all at once.
     #[serde(default)]
     pub micro_batch: usize,
+    /// On a GPU, what the networks of the joint objective compute in; parameters, their gradients and moments, the loss and the
+    /// VAE are f32 in any case.
+    #[serde(default)]
+    pub dtype: ComputeDtype,
     /// How exactly matrix products are computed on a CPU with a tile unit.
     #[serde(default)]
     pub matmul_precision: Precision,
@@ -243,6 +267,11 @@ impl TrainConfig {
                 return Err(invalid(format!("{name} = 0: must be at least 1")));
             }
         }
+        if self.objective == ObjectiveKind::Autoencoder && self.run.dtype != ComputeDtype::F32 {
+            return Err(invalid(
+                "run.dtype: bf16 is for objective joint; an autoencoder is trained in f32, so leave it out",
+            ));
+        }
         if self.objective == ObjectiveKind::Autoencoder && self.lora.rank > 0 {
             return Err(invalid("lora.rank: adapters are for objective joint; leave [lora] out"));
         }
@@ -276,6 +305,7 @@ mod tests {
         assert!(refusal(|c| c.optimizer.lr = f64::NAN).starts_with("optimizer.lr = NaN: "));
         assert!(refusal(|c| c.joint.mask_probability = 5.0).starts_with("joint.mask_probability = 5: "));
         assert!(refusal(|c| c.run.images_per_step = 0).starts_with("run.images_per_step = 0: "));
+        assert!(refusal(|c| c.run.dtype = ComputeDtype::Bf16).starts_with("run.dtype: "));
         assert!(refusal(|c| c.objective = ObjectiveKind::Joint).starts_with("model.vae: "));
         assert!(refusal(|c| c.joint.latent_cache_gb = -1.0).starts_with("joint.latent_cache_gb = -1: "));
         let few_pictures = |c: &mut TrainConfig| {

@@ -55,6 +55,17 @@ fn a_loss_that_is_no_number_stops_the_run_with_the_state_before_it_saved() {
 }
 
 #[test]
+fn bf16_is_for_gpus_and_for_the_joint_objective() {
+    let world = World::new();
+    for (objective, way_out) in [(Joint, "run.matmul_precision"), (Autoencoder, "leave it out")] {
+        let ended = start(&world, &world.config_file(objective), &["run.dtype=bf16"]);
+        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+        assert!(ended.stderr.contains("run.dtype: bf16 is for") && ended.stderr.contains(way_out), "{}", ended.stderr);
+    }
+    assert!(!world.path("run").exists());
+}
+
+#[test]
 fn a_run_that_diverges_saves_the_state_before_the_step() {
     let world = World::new();
     let settings = ["optimizer.lr=1e30", "optimizer.warmup_steps=0", "run.validate_every=0"];
