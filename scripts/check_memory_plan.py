@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 TOYBOX = ["--config", "configs/toybox/joint.toml", "--set", "model.vae=configs/toybox/model", "--set", "data.sets=64",
-          "--set", "run.steps=3"]
+          "--set", "run.steps=4", "--set", "run.checkpoint_every=2"]
 
 
 def planned_and_used(jedi, arguments):
