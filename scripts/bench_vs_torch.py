@@ -5,12 +5,16 @@
     venv/bin/python scripts/bench_vs_torch.py                             # all of benches/cases.json
     venv/bin/python scripts/bench_vs_torch.py --quick                     # the works that matter most, fewer rounds
     venv/bin/python scripts/bench_vs_torch.py --only "conv 3x3" "VAE"     # cases with this in their names
+    python3 scripts/bench_vs_torch.py --device cuda --jedi BENCH          # on a GPU: benches/gpu_cases.json, in bf16
 
 Both sides stay alive as processes and only one of them computes at a time. A round is one turn each; a turn repeats the
 work for a while and counts with its median; the table shows the median of the rounds. PyTorch computes in f32
 with SDPA, without gradients where none are asked for, and in the better of the memory formats (and of the fused or
 foreach AdamW). A turn in which something else used the machine is taken again. Peak memory is the most that a process
 which does nothing else ever held (VmHWM), libraries included. No weights are needed: they are drawn.
+
+On a GPU the better of eager and compiled is compared, and eager shown beside it; networks that only predict are in bf16, training
+is under autocast with f32 parameters, as jedi's is. Peak memory is what the driver says is taken. The machine is not watched.
 """
 
 import argparse
@@ -22,9 +26,9 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from bench import machine, sides
+from bench import gpu, machine, sides
 
-CASES = Path(__file__).parents[1] / "benches" / "cases.json"
+BENCHES = Path(__file__).parents[1] / "benches"
 # Turns that may be taken again because of other processes, for each turn that counts.
 RETRIES = 3
 
@@ -38,18 +42,23 @@ def arguments():
     parser.add_argument("--no-wait", action="store_true", help="measure even though other processes compute")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--jedi", metavar="FILE", help="a bench binary built earlier, to compare versions [built now]")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N [cpu]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.is_gpu = options.device != "cpu"
+    options.no_wait |= options.is_gpu
+    return options
 
 
 def selected(options):
-    cases = json.loads(CASES.read_text())
+    path = BENCHES / ("gpu_cases.json" if options.is_gpu else "cases.json")
+    cases = json.loads(path.read_text())
     if options.only:
         cases = [case for case in cases if any(part in case["name"] for part in options.only)]
     if options.quick:
         cases = [case for case in cases if options.only or case.get("headline")]
     if not cases:
-        sys.exit(f"--only {' '.join(options.only)}: no case of {CASES.name} has this in its name")
+        sys.exit(f"--only {' '.join(options.only)}: no case of {path.name} has this in its name")
     return cases
 
 
@@ -81,7 +90,7 @@ class Comparison:
             again = self.repeats(once) if once < 1 and len(variants) > 1 else 0
             seconds[name] = min([once, *side.ask(case, again, name)["seconds"]] if again else [once])
         best = min(seconds, key=seconds.get)
-        return best, self.repeats(seconds[best])
+        return best, self.repeats(seconds[best]), seconds
 
     def repeats(self, seconds):
         return max(1, min(500, math.ceil(self.turn_seconds / seconds)))
@@ -91,8 +100,9 @@ class Comparison:
         prepared = {}
         for name, side in self.sides.items():
             try:
-                prepared[name] = self.best_variant(side, case)
-                row[name] = {"variant": prepared[name][0], "turns": []}
+                best, times, seconds = self.best_variant(side, case)
+                prepared[name] = best, times
+                row[name] = {"variant": best, "variants": seconds, "turns": []}
                 row["flops"] = side.flops
             except sides.Refused as why:
                 row[name] = {"error": str(why).partition("\n")[0]}
@@ -104,10 +114,15 @@ class Comparison:
         return row
 
 
-def with_memory(case, row, starters):
+def with_memory(options, case, row, starters):
     """Adds the peak memory of each side in a process of its own."""
     for name, start in starters.items():
         if "error" in row[name]:
+            continue
+        if options.is_gpu:
+            with gpu.Peak(options.device) as peak, start() as side:
+                side.ask(case, 1, row[name]["variant"])
+            row[name]["peak_bytes"] = peak.bytes
             continue
         with start() as side:
             row[name]["peak_bytes"] = side.ask(case, 1, row[name]["variant"])["peak_bytes"]
@@ -118,9 +133,10 @@ def milliseconds(seconds):
     return f"{value:.0f} ms" if value >= 100 else f"{value:.2f} ms" if value >= 1 else f"{value:.3f} ms"
 
 
-def table(rows, has_memory):
+def table(rows, has_memory, is_gpu):
     """A Markdown table; the ratios are PyTorch / jedi, so that more is better for jedi."""
     head = ["work", "PyTorch", "jedi", "PyTorch / jedi", "jedi GFLOP/s"]
+    head += ["PyTorch eager"] if is_gpu else []
     head += ["PyTorch peak", "jedi peak", "jedi / PyTorch peak"] if has_memory else []
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for row in rows:
@@ -129,6 +145,9 @@ def table(rows, has_memory):
         both = "median" in a and "median" in b
         cells.append(f"{a['median'] / b['median']:.2f}" if both else "")
         cells.append(f"{row['flops'] / b['median'] / 1e9:.0f}" if row.get("flops") and "median" in b else "")
+        if is_gpu:
+            eager = a.get("variants", {}).get("eager")
+            cells.append(milliseconds(eager) if eager else "")
         if has_memory:
             peaks = [s.get("peak_bytes") for s in (a, b)]
             cells += [f"{peak / 1e9:.2f} GB" if peak else "" for peak in peaks]
@@ -138,11 +157,12 @@ def table(rows, has_memory):
 
 
 def machine_line(options):
-    git = ["git", "-C", str(CASES.parent), "describe", "--always", "--dirty"]
+    git = ["git", "-C", str(BENCHES), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown commit"
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "diffusers", "transformers"))
     source = f"jedi {options.jedi}" if options.jedi else f"jedi at {commit}"
-    return f"{machine.model()}, {options.threads} threads each; {packages}; {source}"
+    place = gpu.model(options.device) if options.is_gpu else f"{machine.model()}, {options.threads} threads each"
+    return f"{place}; {packages}; {source}"
 
 
 def write_json(options, comparison, rows):
@@ -154,10 +174,10 @@ def write_json(options, comparison, rows):
 def main():
     options = arguments()
     cases = selected(options)
-    binary = options.jedi or sides.build_jedi()
+    binary = options.jedi or sides.build_jedi(features=["cuda"] if options.is_gpu else [])
     starters = {
-        "torch": lambda: sides.torch(options.threads),
-        "jedi": lambda: sides.jedi(binary, options.threads),
+        "torch": lambda: sides.torch(options.threads, options.device),
+        "jedi": lambda: sides.jedi(binary, options.threads, options.device),
     }
     if not options.no_wait:
         machine.wait_until_quiet()
@@ -171,15 +191,15 @@ def main():
             for name in ("torch", "jedi"):
                 if "error" in row[name]:
                     print(f"{case['name']}: {name}: {row[name]['error']}", file=sys.stderr)
-            print(f"{len(rows)}/{len(cases)} {table([row], False).splitlines()[-1]}", file=sys.stderr)
+            print(f"{len(rows)}/{len(cases)} {table([row], False, options.is_gpu).splitlines()[-1]}", file=sys.stderr)
     for case, row in zip(cases, rows):
         if case.get("memory") and not options.no_memory:
-            with_memory(case, row, starters)
+            with_memory(options, case, row, starters)
     has_memory = any("peak_bytes" in row[name] for row in rows for name in starters)
     print(machine_line(options))
     print(f"medians of {comparison.rounds} rounds of turns", end="")
     print(", the machine not watched" if options.no_wait else f", {comparison.disturbed} turns disturbed", end="\n\n")
-    print(table(rows, has_memory))
+    print(table(rows, has_memory, options.is_gpu))
     write_json(options, comparison, rows)
 
 

@@ -3,7 +3,7 @@
 # backward, in f32, f16 and bf16, then under compute-sanitizer where that is installed. Needs the binary, a driver, and CUDA's
 # libraries on the loader's path or in the Python packages that PyTorch brings; no Rust, no network.
 #
-#   scripts/gpu_check.sh [JEDI]       # default: target/release/jedi
+#   scripts/gpu_check.sh [JEDI [BENCH]]       # default: target/release/jedi; with BENCH scripts/gpu_bench.sh follows
 set -euo pipefail
 jedi=${1:-$(dirname "$0")/../target/release/jedi}
 if [ ! -x "$jedi" ]; then
@@ -14,12 +14,7 @@ if ! nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,nohead
     echo "gpu_check.sh: nvidia-smi finds no GPU here" >&2
     exit 1
 fi
-# The libraries of PyTorch's wheels: site-packages/nvidia/*/lib.
-wheels=$(python3 - <<'PY' 2>/dev/null || true
-import glob, os, sysconfig
-print(":".join(sorted(glob.glob(os.path.join(sysconfig.get_paths()["purelib"], "nvidia", "*", "lib")))))
-PY
-)
+wheels=$("$(dirname "$0")/nvidia_wheels.sh")
 if [ -n "$wheels" ]; then
     export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$wheels
 fi
@@ -37,4 +32,8 @@ else
     echo "gpu_check.sh: no compute-sanitizer: races and bounds are NOT checked on the GPU" >&2
 fi
 [ "$failed" = 0 ] && printf '\ngpu_check.sh: all passed\n'
+if [ "$failed" = 0 ] && [ -n "${2:-}" ]; then
+    printf '\n== beside PyTorch\n'
+    "$(dirname "$0")/gpu_bench.sh" "$2" || failed=1
+fi
 exit "$failed"

@@ -1,7 +1,9 @@
-//! What is measured: `benches/cases.json`, which `scripts/bench_vs_torch.py` reads too, so that both sides do the same.
+//! What is measured: `benches/cases.json`, on a GPU `benches/gpu_cases.json`, which `scripts/bench_vs_torch.py` reads too, so that both sides do the same.
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
+
+use super::place;
 
 /// A work under the name that asks for it.
 #[derive(Clone, Debug, Deserialize)]
@@ -101,6 +103,9 @@ pub enum Work {
         dtype: Precision,
         #[serde(default)]
         checkpointing: bool,
+        /// With the optimizer's update behind the gradients.
+        #[serde(default)]
+        update: bool,
     },
     /// The toybox recipe: loss, gradients, clipping, AdamW, averaged weights.
     TrainStep {
@@ -139,9 +144,12 @@ pub enum Precision {
     Bf16,
 }
 
-/// All cases, in the file's order.
+/// All cases of the place, in the file's order.
 pub fn all() -> Result<Vec<Case>> {
-    serde_json::from_str(include_str!("../cases.json")).context("benches/cases.json")
+    match place::is_gpu() {
+        false => serde_json::from_str(include_str!("../cases.json")).context("benches/cases.json"),
+        true => serde_json::from_str(include_str!("../gpu_cases.json")).context("benches/gpu_cases.json"),
+    }
 }
 
 impl Pass {

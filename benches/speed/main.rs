@@ -6,6 +6,7 @@
 mod case;
 mod networks;
 mod operations;
+mod place;
 mod profile;
 mod serve;
 mod walk;
@@ -46,6 +47,9 @@ struct Args {
     /// Profile: side of the pictures in pixels, a multiple of 64
     #[arg(long, default_value_t = 512, value_name = "PIXELS")]
     size: usize,
+    /// cpu, cuda or cuda:N; on a GPU the cases of benches/gpu_cases.json are measured, in bf16
+    #[arg(long, default_value = "cpu", value_name = "DEVICE")]
+    device: String,
     /// Answer requests on stdin, a JSON line each
     #[arg(long)]
     serve: bool,
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> Result<()> {
+    place::settle(&args.device)?;
     let patience = Patience { seconds: args.seconds };
     if args.serve {
         return serve::serve();

@@ -4,10 +4,9 @@
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
-use anyhow::{Result, bail};
-use candle_core::{DType, Device, Tensor};
+use anyhow::{Context as _, Result, bail};
+use candle_core::{DType, Tensor};
 use image::{Rgb, RgbImage};
 use jedi::config;
 use jedi::data::SetSource;
@@ -24,13 +23,14 @@ use jedi::train::optimizer::Optimizer;
 use jedi::train::{JointObjective, Objective as _, TrainConfig};
 
 use super::case::{Model, Pass, Precision, Work};
-use super::operations::Run;
+use super::operations::{Run, Updates};
+use super::place;
 
 pub fn prepare(work: &Work) -> Result<Run> {
     match *work {
-        Work::Unet { model, sets, images, size, pass, dtype, checkpointing } => {
+        Work::Unet { model, sets, images, size, pass, dtype, checkpointing, update } => {
             let shape = SetShape::new(sets, images);
-            Ok(in_precision(dtype, unet(&files(model), shape, size, (pass, checkpointing))?))
+            Ok(in_precision(dtype, unet(&files(model), shape, size, (pass, checkpointing, update))?))
         }
         Work::TrainStep { images, set_size, dtype } => Ok(in_precision(dtype, train_step(images, set_size)?)),
         Work::VaeDecode { images, size } => vae_decode(images, size),
@@ -71,20 +71,22 @@ fn in_repository(path: &str) -> PathBuf {
 }
 
 fn fresh() -> Params {
-    Params::random(0, &Device::Cpu, DType::F32)
+    Params::random(0, &place::runtime().device, DType::F32)
 }
 
 /// The drawn weights without history, for a network that only predicts.
 fn frozen(vars: NamedVars) -> Params {
     let tensors = vars.into_iter().map(|(name, var)| (name, var.as_detached_tensor())).collect();
-    Params::checkpoint(tensors, "drawn weights", &Device::Cpu, DType::F32, false)
+    let Runtime { device, dtype } = place::runtime();
+    Params::checkpoint(tensors, "drawn weights", device, *dtype, false)
 }
 
 fn normal(index: u64, shape: &[usize]) -> Result<Tensor> {
-    Ok(Rng::new(0, "bench", index).normal_tensor(shape)?)
+    Ok(place::there(&Rng::new(0, "bench", index).normal_tensor(shape)?)?)
 }
 
-fn unet(files: &Files, shape: SetShape, size: usize, (pass, checkpointing): (Pass, bool)) -> Result<Run> {
+/// With `update`, what a training step does behind its loss: gradients, clipping, AdamW, averaged weights.
+fn unet(files: &Files, shape: SetShape, size: usize, (pass, checkpointing, update): (Pass, bool, bool)) -> Result<Run> {
     let config: UnetConfig = files.json("unet/config.json")?;
     let text: TextConfig = files.json("text_encoder/config.json")?;
     let (mut unet, mut vars) = JointUnet::new(&config, fresh())?;
@@ -98,19 +100,25 @@ fn unet(files: &Files, shape: SetShape, size: usize, (pass, checkpointing): (Pas
     let context_shape = [shape.total(), text.max_position_embeddings, config.cross_attention_dim];
     let input = normal(0, &[shape.total(), config.in_channels, side, side])?;
     let context = normal(1, &context_shape)?;
-    let timesteps = Tensor::full(500i64, shape.sets, &Device::Cpu)?;
+    let timesteps = Tensor::full(500i64, shape.sets, &place::runtime().device)?;
+    let mut updates = update.then(|| Updates::of(vars.values().cloned().collect())).transpose()?;
     Ok(Box::new(move || {
-        let started = Instant::now();
+        let started = place::now()?;
         let output = unet.forward(&input, &timesteps, &context, shape)?;
-        let forward = started.elapsed().as_secs_f64();
+        let forward = place::since(started)?;
         if pass == Pass::Forward {
             black_box(output);
             return Ok(forward);
         }
-        let loss = ops::mean_all(&ops::square(&output)?)?;
+        let loss = ops::mean_all(&ops::square(&ops::cast(&output, DType::F32)?)?)?;
         drop(output);
-        let gradients = ops::backward(loss)?;
-        let both = started.elapsed().as_secs_f64();
+        let mut gradients = ops::backward(loss)?;
+        if let Some(updates) = &mut updates {
+            let taken: Option<Vec<Tensor>> = vars.values().map(|var| gradients.remove(var)).collect();
+            updates.make(&taken.context("a parameter got no gradient")?)?;
+            return Ok(place::since(started)?);
+        }
+        let both = place::since(started)?;
         // A gradient that was not computed would make the figure a lie.
         if let Some((name, _)) = vars.iter().find(|(_, var)| gradients.get(var).is_none()) {
             bail!("parameter {name} got no gradient");
@@ -121,7 +129,9 @@ fn unet(files: &Files, shape: SetShape, size: usize, (pass, checkpointing): (Pas
 
 /// Steps of `configs/toybox/joint.toml` on as many sets as a step takes, whose latents the first step caches.
 fn train_step(images: usize, set_size: usize) -> Result<Run> {
+    let Runtime { device, dtype } = place::runtime();
     let overrides = [
+        format!("run.dtype={}", if *dtype == DType::BF16 { "bf16" } else { "f32" }),
         format!("model.architecture={}", in_repository("configs/toybox/architecture").display()),
         format!("model.vae={}", in_repository("configs/toybox/model").display()),
         format!("data.sets={}", images / set_size),
@@ -133,13 +143,14 @@ fn train_step(images: usize, set_size: usize) -> Result<Run> {
     let source = ToyboxSource { seed: data.seed, sets: data.sets, images: data.images, size: data.size };
     let toys: Arc<dyn SetSource> = Arc::new(HeldOutToys { images: 4, size: data.size });
     let validation = vec![("toybox".to_owned(), toys)];
-    let mut objective = JointObjective::new(&config, &Runtime::cpu(), Arc::new(source), validation)?;
+    let runtime = Runtime { device: device.clone(), dtype: DType::F32 };
+    let mut objective = JointObjective::new(&config, &runtime, Arc::new(source), validation)?;
     let mut optimizer = Optimizer::new(&config, objective.parameters())?;
     Ok(Box::new(move || {
-        let started = Instant::now();
+        let started = place::now()?;
         let loss = objective.loss(optimizer.step())?;
         optimizer.update(ops::backward(loss)?)?;
-        Ok(started.elapsed().as_secs_f64())
+        Ok(place::since(started)?)
     }))
 }
 
@@ -150,9 +161,9 @@ fn vae_decode(images: usize, size: usize) -> Result<Run> {
     let side = size / config.downscale();
     let latents = normal(0, &[images, config.latent_channels, side, side])?;
     Ok(Box::new(move || {
-        let started = Instant::now();
+        let started = place::now()?;
         let pictures = vae.decode(&latents)?;
-        let seconds = started.elapsed().as_secs_f64();
+        let seconds = place::since(started)?;
         black_box(pictures);
         Ok(seconds)
     }))
@@ -164,11 +175,11 @@ fn text_encoder(prompts: usize) -> Result<Run> {
     let (text, _) = TextEncoder::new(&config, frozen(vars))?;
     let length = config.max_position_embeddings;
     let tokens: Vec<u32> = (0..prompts * length).map(|i| (i * 7919 % config.vocab_size) as u32).collect();
-    let tokens = Tensor::from_vec(tokens, (prompts, length), &Device::Cpu)?;
+    let tokens = Tensor::from_vec(tokens, (prompts, length), &place::runtime().device)?;
     Ok(Box::new(move || {
-        let started = Instant::now();
+        let started = place::now()?;
         let context = text.forward(&tokens)?;
-        let seconds = started.elapsed().as_secs_f64();
+        let seconds = place::since(started)?;
         black_box(context);
         Ok(seconds)
     }))
@@ -176,7 +187,7 @@ fn text_encoder(prompts: usize) -> Result<Run> {
 
 /// One reference, one new picture, joint guidance; without loading the model.
 fn sample(steps: usize) -> Result<Run> {
-    let pipeline = Pipeline::load(&Files::Embedded(toybox::FILES), &Runtime::cpu(), true)?;
+    let pipeline = Pipeline::load(&Files::Embedded(toybox::FILES), place::runtime(), true)?;
     let size = pipeline.native_size();
     let image = RgbImage::from_fn(size as u32, size as u32, |x, y| Rgb([4 * x as u8, 4 * y as u8, 128]));
     let request = SetRequest {
@@ -188,9 +199,9 @@ fn sample(steps: usize) -> Result<Run> {
     let guidance = Guidance::Joint { scale: 3.0 };
     let settings = SampleSettings::new(guidance, steps, size);
     Ok(Box::new(move || {
-        let started = Instant::now();
+        let started = place::now()?;
         let painted = pipeline.paint(std::slice::from_ref(&request), &settings, None, &mut || Ok(()))?;
-        let seconds = started.elapsed().as_secs_f64();
+        let seconds = place::since(started)?;
         black_box(painted.images);
         Ok(seconds)
     }))

@@ -1,14 +1,14 @@
 //! Runs of single operations on random inputs.
 
 use std::hint::black_box;
-use std::time::Instant;
 
 use anyhow::{Result, bail};
-use candle_core::{Device, Result as CandleResult, Tensor, Var};
+use candle_core::{Result as CandleResult, Tensor, Var};
 use jedi::ops::{self, Activation, AdamW, Conv2d, Groups, Mask, Moments};
 use jedi::rng::Rng;
 
 use super::case::{Pass, Work};
+use super::place;
 
 /// Does a work once and returns the seconds of its timed part.
 pub type Run = Box<dyn FnMut() -> Result<f64>>;
@@ -65,6 +65,11 @@ pub fn prepare(work: &Work) -> Result<Run> {
 
 /// Standard normal over √fan_in, so that what comes out is of unit size.
 fn normal(index: u64, shape: &[usize], fan_in: usize) -> CandleResult<Tensor> {
+    place::there(&drawn(index, shape, fan_in)?)
+}
+
+/// The same in f32 on the host.
+fn drawn(index: u64, shape: &[usize], fan_in: usize) -> CandleResult<Tensor> {
     Rng::new(0, "bench", index).normal_tensor(shape)? / (fan_in as f64).sqrt()
 }
 
@@ -76,9 +81,9 @@ fn differentiable<const N: usize>(
 ) -> Result<Run> {
     if pass == Pass::Forward {
         return Ok(Box::new(move || {
-            let started = Instant::now();
+            let started = place::now()?;
             let output = f(inputs.each_ref())?;
-            let seconds = started.elapsed().as_secs_f64();
+            let seconds = place::since(started)?;
             black_box(output);
             Ok(seconds)
         }));
@@ -89,11 +94,11 @@ fn differentiable<const N: usize>(
     }
     let Ok(vars) = <[Var; N]>::try_from(vars) else { bail!("{N} inputs expected") };
     Ok(Box::new(move || {
-        let started = Instant::now();
+        let started = place::now()?;
         let output = f(vars.each_ref().map(Var::as_tensor))?;
-        let forward = started.elapsed().as_secs_f64();
+        let forward = place::since(started)?;
         let gradients = ops::backward(output)?;
-        let both = started.elapsed().as_secs_f64();
+        let both = place::since(started)?;
         // A gradient that was not computed would make the figure a lie.
         for var in &vars {
             let Some(gradient) = gradients.get(var) else { bail!("an input got no gradient") };
@@ -103,33 +108,51 @@ fn differentiable<const N: usize>(
     }))
 }
 
-/// The global norm for clipping, then the updates.
-fn adamw(tensors: usize, length: usize) -> Result<Run> {
-    let (mut slots, mut gradients) = (Vec::with_capacity(tensors), Vec::with_capacity(tensors));
-    for index in 0..tensors as u64 {
-        let values = normal(index, &[length], 1)?;
-        let zeros = || Var::zeros(length, values.dtype(), &Device::Cpu);
-        let moments = Moments { first: zeros()?, second: zeros()?, ema: Some(Var::from_tensor(&values)?) };
-        slots.push((Var::from_tensor(&values)?, moments));
-        gradients.push(normal(index + tensors as u64, &[length], 1)?);
+/// Parameters in f32 with all that an update changes.
+pub struct Updates {
+    slots: Vec<(Var, Moments)>,
+    step: i32,
+}
+
+impl Updates {
+    /// Moments of zero, averages at the parameters.
+    pub fn of(parameters: Vec<Var>) -> Result<Self> {
+        let slot = |parameter: Var| -> Result<(Var, Moments)> {
+            let zeros = || Var::zeros(parameter.shape(), parameter.dtype(), parameter.device());
+            let moments = Moments { first: zeros()?, second: zeros()?, ema: Some(Var::from_tensor(&parameter)?) };
+            Ok((parameter, moments))
+        };
+        Ok(Self { slots: parameters.into_iter().map(slot).collect::<Result<_>>()?, step: 0 })
     }
-    let mut step = 0;
-    Ok(Box::new(move || {
-        step += 1;
-        let started = Instant::now();
-        let norm = ops::global_norm(&gradients)?;
+
+    /// The global norm for clipping, then the updates. Gradients in the parameters' order.
+    pub fn make(&mut self, gradients: &[Tensor]) -> Result<()> {
+        self.step += 1;
+        let norm = ops::global_norm(gradients)?;
         let adamw = AdamW {
             lr: 1e-4,
             betas: (0.9, 0.999),
             eps: 1e-8,
             weight_decay: 0.01,
-            step,
+            step: self.step as u64,
             gradient_scale: (1.0 / (norm + 1e-6)).min(1.0),
             ema_decay: 0.999,
         };
-        for ((parameter, moments), gradient) in slots.iter().zip(&gradients) {
+        for ((parameter, moments), gradient) in self.slots.iter().zip(gradients) {
             adamw.update(parameter, gradient, moments)?;
         }
-        Ok(started.elapsed().as_secs_f64())
+        Ok(())
+    }
+}
+
+fn adamw(tensors: usize, length: usize) -> Result<Run> {
+    let values = |index: usize| drawn(index as u64, &[length], 1)?.to_device(&place::runtime().device);
+    let parameters = (0..tensors).map(|index| Var::from_tensor(&values(index)?)).collect::<CandleResult<_>>()?;
+    let gradients = (tensors..2 * tensors).map(values).collect::<CandleResult<Vec<Tensor>>>()?;
+    let mut updates = Updates::of(parameters)?;
+    Ok(Box::new(move || {
+        let started = place::now()?;
+        updates.make(&gradients)?;
+        Ok(place::since(started)?)
     }))
 }

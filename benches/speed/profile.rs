@@ -49,9 +49,11 @@ pub fn profile(shape: SetShape, size: usize, patience: Patience) -> Result<()> {
 
     let (model, dtype) = (Model::Sd14, Precision::F32);
     let SetShape { sets, images } = shape;
-    let whole =
-        measure(&Work::Unet { model, sets, images, size, pass: Pass::Forward, dtype, checkpointing: false }, patience)?
-            .median;
+    let whole = measure(
+        &Work::Unet { model, sets, images, size, pass: Pass::Forward, dtype, checkpointing: false, update: false },
+        patience,
+    )?
+    .median;
     let flops: f64 = rows.iter().map(Row::flops).sum();
     report::result(format!("\n{:<26}{}", "sum of the operations", figures(sum, sum, flops, peak)))?;
     report::result(format!("{:<26}{}", "whole forward pass", figures(whole, sum, flops, peak)))?;

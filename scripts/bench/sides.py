@@ -51,9 +51,10 @@ class Side:
         self.close()
 
 
-def build_jedi(bench="speed"):
+def build_jedi(bench="speed", features=()):
     """A bench binary of this checkout."""
     command = ["cargo", "bench", "--locked", "--bench", bench, "--no-run", "--message-format=json"]
+    command += [f"--features={','.join(features)}"] if features else []
     built = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     for line in built.stdout.splitlines():
         message = json.loads(line)
@@ -62,9 +63,10 @@ def build_jedi(bench="speed"):
     sys.exit(f"cargo bench: told of no executable for the bench `{bench}`")
 
 
-def jedi(binary, threads):
-    return Side([binary, "--serve"], threads)
+def jedi(binary, threads, device="cpu"):
+    return Side([binary, "--serve", "--device", device], threads)
 
 
-def torch(threads):
-    return Side([sys.executable, "-m", "bench.torch_side", "--threads", str(threads)], threads)
+def torch(threads, device="cpu"):
+    command = [sys.executable, "-m", "bench.torch_side", "--threads", str(threads), "--device", device]
+    return Side(command, threads)

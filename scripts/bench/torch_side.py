@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from . import torch_operations
+from . import place, torch_operations
 
-CASES = Path(__file__).parents[2] / "benches" / "cases.json"
+BENCHES = Path(__file__).parents[2] / "benches"
 OPERATIONS = {"conv", "attention", "group_norm", "layer_norm", "geglu", "linear", "upsample", "adamw"}
 
 
@@ -26,9 +26,15 @@ def variants_of(case):
     return getattr(torch_networks, case["op"])(case)
 
 
+def cases_of_place():
+    return BENCHES / ("gpu_cases.json" if place.is_gpu() else "cases.json")
+
+
 def trim():
     """Freed memory goes back to the system: jedi's side needs it."""
     gc.collect()
+    if place.is_gpu():
+        torch.cuda.empty_cache()
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):
@@ -44,7 +50,7 @@ def peak_bytes():
 
 class Server:
     def __init__(self):
-        self.cases = {case["name"]: case for case in json.loads(CASES.read_text())}
+        self.cases = {case["name"]: case for case in json.loads(cases_of_place().read_text())}
         self.name, self.variants, self.warm = None, {}, None
 
     def answer(self, request):
@@ -69,7 +75,10 @@ class Server:
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, required=True)
-    torch.set_num_threads(parser.parse_args().threads)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    place.settle(options.device)
     server = Server()
     answers = sys.stdout
     sys.stdout = sys.stderr  # whatever a library prints must not look like an answer
