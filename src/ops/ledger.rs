@@ -5,8 +5,12 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use super::memory::in_large_pages;
+
 /// Smaller blocks are not counted: there are many of them, and little in them.
 const SMALLEST_BYTES: usize = 4096;
+/// Blocks from this size on are asked to lie in large pages.
+const LARGE_BYTES: usize = 1 << 20;
 
 static LIVE: AtomicUsize = AtomicUsize::new(0);
 static HIGHEST: AtomicUsize = AtomicUsize::new(0);
@@ -39,6 +43,9 @@ unsafe impl GlobalAlloc for Counting {
         let block = unsafe { System.alloc(layout) };
         if !block.is_null() {
             taken(layout.size());
+            if layout.size() >= LARGE_BYTES {
+                in_large_pages(block);
+            }
         }
         block
     }

@@ -34,13 +34,44 @@ pub fn keep_freed_memory() {
         const KEPT_BYTES: i32 = 1 << 30;
         /// The most that older glibc accepts as mmap threshold (HEAP_MAX_SIZE / 2).
         const OLD_LIMIT_BYTES: i32 = 32 << 20;
+        /// By which the heap grows at least; what is not touched takes no memory.
+        const GROWTH_BYTES: i32 = 64 << 20;
         // SAFETY: mallopt only sets the allocator's own parameters and takes its lock; it answers 0 where it refuses.
         unsafe {
             if libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT_BYTES) == 0 {
                 libc::mallopt(libc::M_MMAP_THRESHOLD, OLD_LIMIT_BYTES);
             }
             libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
+            libc::mallopt(libc::M_TOP_PAD, GROWTH_BYTES);
         }
+    }
+}
+
+/// Asks for pages of 2 MiB (transparent huge pages) from this block to the heap's end, unless that was done: a training step
+/// reads and writes all of its memory, and takes up to a tenth longer where each 4 KiB of it must be looked up.
+pub fn in_large_pages(block: *mut u8) {
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    let _ = block;
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+        /// Where the part of the heap ends that was asked for.
+        static LARGE_PAGES_END: AtomicUsize = AtomicUsize::new(0);
+        let known = LARGE_PAGES_END.load(Relaxed);
+        let block = block as usize;
+        if block < known {
+            return;
+        }
+        // SAFETY: with 0 the call only says where the heap ends.
+        let end = unsafe { libc::sbrk(0) } as usize;
+        // Other threads' heaps, and blocks of a mapping of their own, lie beyond.
+        if block >= end {
+            return;
+        }
+        let start = if known == 0 { block & !4095 } else { known };
+        // SAFETY: advice about the heap's memory, which stays as it is. Two threads may give it twice.
+        unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
+        LARGE_PAGES_END.fetch_max(end, Relaxed);
     }
 }
 
