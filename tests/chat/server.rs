@@ -69,11 +69,9 @@ impl Server {
                 }
                 let (state, now, most) = (shared.clone(), now.clone(), most.clone());
                 thread::spawn(move || {
-                    let n_now = now.fetch_add(1, Ordering::SeqCst) + 1;
-                    most.fetch_max(n_now, Ordering::SeqCst);
+                    let open = Open::among(now, &most);
                     // A client that goes away in the middle is what some tests are about.
-                    stream.map(|stream| answer(&stream, &state)).ok();
-                    now.fetch_sub(1, Ordering::SeqCst);
+                    stream.map(|stream| answer(&stream, &state, open)).ok();
                 });
             }
         });
@@ -89,7 +87,7 @@ impl Server {
         std::mem::take(&mut self.state.lock().expect("no panic while held").log)
     }
 
-    /// Connections that were open at one time.
+    /// Questions that waited for an answer at one time.
     pub fn most_at_once(&self) -> usize {
         self.most_at_once.load(Ordering::SeqCst)
     }
@@ -103,7 +101,23 @@ impl Drop for Server {
     }
 }
 
-fn answer(stream: &TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
+/// A question that waits for its answer.
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn among(now: Arc<AtomicUsize>, most: &AtomicUsize) -> Self {
+        most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        Self(now)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn answer(stream: &TcpStream, state: &Mutex<State>, open: Open) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream);
     let Some(head) = Head::read(&mut reader)? else { return Ok(()) };
     let n_bytes = head.field("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
@@ -138,6 +152,8 @@ fn answer(stream: &TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         text += &format!("{name}: {value}\r\n");
     }
     let sent = if matches!(act, Act::Breaks) { &body[..body.len() / 2] } else { &body };
+    // Whoever has the answer may ask the next question before this thread comes to its end.
+    drop(open);
     let mut writer = stream;
     writer.write_all(format!("{text}\r\n{sent}").as_bytes())?;
     stream.shutdown(Shutdown::Write)
