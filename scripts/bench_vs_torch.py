@@ -28,7 +28,6 @@ from pathlib import Path
 
 from bench import gpu, machine, sides
 
-BENCHES = Path(__file__).parents[1] / "benches"
 # Turns that may be taken again because of other processes, for each turn that counts.
 RETRIES = 3
 
@@ -51,7 +50,7 @@ def arguments():
 
 
 def selected(options):
-    path = BENCHES / ("gpu_cases.json" if options.is_gpu else "cases.json")
+    path = sides.cases(options.device)
     cases = json.loads(path.read_text())
     if options.only:
         cases = [case for case in cases if any(part in case["name"] for part in options.only)]
@@ -157,7 +156,7 @@ def table(rows, has_memory, is_gpu):
 
 
 def machine_line(options):
-    git = ["git", "-C", str(BENCHES), "describe", "--always", "--dirty"]
+    git = ["git", "-C", str(sides.ROOT), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown commit"
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "diffusers", "transformers"))
     source = f"jedi {options.jedi}" if options.jedi else f"jedi at {commit}"

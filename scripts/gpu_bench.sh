@@ -18,8 +18,8 @@ if ! gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1) || [ -
     echo "gpu_bench.sh: nvidia-smi finds no GPU here" >&2
     exit 1
 fi
-wheels=$("$here/nvidia_wheels.sh")
-export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$wheels HF_HUB_OFFLINE=1
+LD_LIBRARY_PATH=$("$here/nvidia_wheels.sh")
+export LD_LIBRARY_PATH HF_HUB_OFFLINE=1
 mkdir -p "$results"
 name=$results/$(date +%Y-%m-%d)-$(tr -cs '[:alnum:]' - <<<"$gpu" | sed 's/-*$//')
 only=()

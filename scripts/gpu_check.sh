@@ -14,10 +14,8 @@ if ! nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,nohead
     echo "gpu_check.sh: nvidia-smi finds no GPU here" >&2
     exit 1
 fi
-wheels=$("$(dirname "$0")/nvidia_wheels.sh")
-if [ -n "$wheels" ]; then
-    export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$wheels
-fi
+LD_LIBRARY_PATH=$("$(dirname "$0")/nvidia_wheels.sh")
+export LD_LIBRARY_PATH
 # The toy model is in the binary; nothing is asked of the hub.
 export HF_HUB_OFFLINE=1
 failed=0

@@ -1,4 +1,5 @@
-//! What is measured: `benches/cases.json`, on a GPU `benches/gpu_cases.json`, which `scripts/bench_vs_torch.py` reads too, so that both sides do the same.
+//! What is measured: `benches/cases.json`, on a GPU `benches/gpu_cases.json`, which `scripts/bench_vs_torch.py` reads too, so
+//! that both sides do the same.
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};

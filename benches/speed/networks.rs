@@ -129,9 +129,9 @@ fn unet(files: &Files, shape: SetShape, size: usize, (pass, checkpointing, updat
 
 /// Steps of `configs/toybox/joint.toml` on as many sets as a step takes, whose latents the first step caches.
 fn train_step(images: usize, set_size: usize) -> Result<Run> {
-    let Runtime { device, dtype } = place::runtime();
+    let runtime = place::runtime();
     let overrides = [
-        format!("run.dtype={}", if *dtype == DType::BF16 { "bf16" } else { "f32" }),
+        format!("run.dtype={}", if runtime.dtype == DType::BF16 { "bf16" } else { "f32" }),
         format!("model.architecture={}", in_repository("configs/toybox/architecture").display()),
         format!("model.vae={}", in_repository("configs/toybox/model").display()),
         format!("data.sets={}", images / set_size),
@@ -143,7 +143,7 @@ fn train_step(images: usize, set_size: usize) -> Result<Run> {
     let source = ToyboxSource { seed: data.seed, sets: data.sets, images: data.images, size: data.size };
     let toys: Arc<dyn SetSource> = Arc::new(HeldOutToys { images: 4, size: data.size });
     let validation = vec![("toybox".to_owned(), toys)];
-    let runtime = Runtime { device: device.clone(), dtype: DType::F32 };
+    let runtime = Runtime { dtype: DType::F32, ..runtime.clone() };
     let mut objective = JointObjective::new(&config, &runtime, Arc::new(source), validation)?;
     let mut optimizer = Optimizer::new(&config, objective.parameters())?;
     Ok(Box::new(move || {

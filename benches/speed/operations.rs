@@ -111,7 +111,7 @@ fn differentiable<const N: usize>(
 /// Parameters in f32 with all that an update changes.
 pub struct Updates {
     slots: Vec<(Var, Moments)>,
-    step: i32,
+    step: u64,
 }
 
 impl Updates {
@@ -134,7 +134,7 @@ impl Updates {
             betas: (0.9, 0.999),
             eps: 1e-8,
             weight_decay: 0.01,
-            step: self.step as u64,
+            step: self.step,
             gradient_scale: (1.0 / (norm + 1e-6)).min(1.0),
             ema_decay: 0.999,
         };

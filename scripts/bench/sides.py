@@ -51,6 +51,11 @@ class Side:
         self.close()
 
 
+def cases(device):
+    """What is measured on `cpu`, `cuda` or `cuda:N`."""
+    return ROOT / "benches" / ("cases.json" if device == "cpu" else "gpu_cases.json")
+
+
 def build_jedi(bench="speed", features=()):
     """A bench binary of this checkout."""
     command = ["cargo", "bench", "--locked", "--bench", bench, "--no-run", "--message-format=json"]

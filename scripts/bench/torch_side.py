@@ -12,9 +12,8 @@ from pathlib import Path
 
 import torch
 
-from . import place, torch_operations
+from . import place, sides, torch_operations
 
-BENCHES = Path(__file__).parents[2] / "benches"
 OPERATIONS = {"conv", "attention", "group_norm", "layer_norm", "geglu", "linear", "upsample", "adamw"}
 
 
@@ -24,10 +23,6 @@ def variants_of(case):
     from . import torch_networks  # seconds and 200 MB, which operations need not pay
 
     return getattr(torch_networks, case["op"])(case)
-
-
-def cases_of_place():
-    return BENCHES / ("gpu_cases.json" if place.is_gpu() else "cases.json")
 
 
 def trim():
@@ -50,7 +45,7 @@ def peak_bytes():
 
 class Server:
     def __init__(self):
-        self.cases = {case["name"]: case for case in json.loads(cases_of_place().read_text())}
+        self.cases = {case["name"]: case for case in json.loads(sides.cases(place.device).read_text())}
         self.name, self.variants, self.warm = None, {}, None
 
     def answer(self, request):

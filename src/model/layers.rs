@@ -48,6 +48,11 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> CandleResul
     ops::linear(x, &ops::cast(weight, x.dtype())?, bias.as_ref())
 }
 
+/// A layer's parameters in the number format of its input `x`.
+fn alike(x: &Tensor, [weight, bias]: [&Tensor; 2]) -> CandleResult<[Tensor; 2]> {
+    Ok([ops::cast(weight, x.dtype())?, ops::cast(bias, x.dtype())?])
+}
+
 /// A convolution: `weight [out, in, k, k]`, `bias [out]`; channel-last pictures.
 pub struct Conv {
     weight: Tensor,
@@ -88,7 +93,7 @@ impl Conv {
     /// # Shapes
     /// - `[b, h, w, in]` → `[b, h', w', out]`
     pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        let (weight, bias) = (ops::cast(&self.weight, x.dtype())?, ops::cast(&self.bias, x.dtype())?);
+        let [weight, bias] = alike(x, [&self.weight, &self.bias])?;
         ops::conv2d(x, &weight, Some(&bias), self.geometry)
     }
 }
@@ -120,7 +125,7 @@ impl GroupNorm {
     /// # Shapes
     /// - `[b, .., c]` → the same
     pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        let (weight, bias) = (ops::cast(&self.weight, x.dtype())?, ops::cast(&self.bias, x.dtype())?);
+        let [weight, bias] = alike(x, [&self.weight, &self.bias])?;
         ops::group_norm(x, &weight, &bias, self.groups, self.activation)
     }
 }
@@ -145,7 +150,7 @@ impl LayerNorm {
     /// # Shapes
     /// - `[.., c]` → the same
     pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        let (weight, bias) = (ops::cast(&self.weight, x.dtype())?, ops::cast(&self.bias, x.dtype())?);
+        let [weight, bias] = alike(x, [&self.weight, &self.bias])?;
         ops::layer_norm(x, &weight, &bias, self.eps)
     }
 }

@@ -90,8 +90,8 @@ pub struct TextEncoder {
     layers: Vec<ClipLayer>,
     final_layer_norm: LayerNorm,
     text_projection: Option<Linear>,
-    /// What the layers compute in; None: as the embeddings are.
-    dtype: Option<DType>,
+    /// What the layers compute in.
+    dtype: DType,
 }
 
 impl TextEncoder {
@@ -106,8 +106,10 @@ impl TextEncoder {
         let embeddings = root.pp("embeddings");
         // The deviations that transformers draws CLIP's embeddings with.
         let token_init = Init::Normal(0.02);
+        let token_embedding = embeddings.get("token_embedding.weight", &[config.vocab_size, width], token_init)?;
         let text = Self {
-            token_embedding: embeddings.get("token_embedding.weight", &[config.vocab_size, width], token_init)?,
+            dtype: token_embedding.dtype(),
+            token_embedding,
             position_embedding: embeddings.get(
                 "position_embedding.weight",
                 &[config.max_position_embeddings, width],
@@ -122,14 +124,13 @@ impl TextEncoder {
                 Some(pooled) => Some(Linear::without_bias(&params.pp("text_projection"), width, pooled)?),
             },
             config: config.clone(),
-            dtype: None,
         };
         Ok((text, params.finish()?))
     }
 
     /// The same network, whose layers compute in this number format, whatever the parameters are kept in.
     pub fn computing_in(self, dtype: DType) -> Self {
-        Self { dtype: Some(dtype), ..self }
+        Self { dtype, ..self }
     }
 
     /// What the layers are given.
@@ -138,7 +139,7 @@ impl TextEncoder {
     /// - tokens `[b, l]` → `[b, l, d]`
     fn embed(&self, tokens: &Tensor) -> CandleResult<Tensor> {
         let hidden = ops::embed(tokens, &self.token_embedding, &self.position_embedding)?;
-        ops::cast(&hidden, self.dtype.unwrap_or(hidden.dtype()))
+        ops::cast(&hidden, self.dtype)
     }
 
     /// What it was built from.

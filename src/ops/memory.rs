@@ -22,7 +22,8 @@ pub fn fit_threads(cpus: Option<usize>) {
     }
 }
 
-const CANDLE_THREADS: &str = "CANDLE_NUM_THREADS";
+/// Says how many threads compute.
+pub const CANDLE_THREADS: &str = "CANDLE_NUM_THREADS";
 const RAYON_THREADS: &str = "RAYON_NUM_THREADS";
 
 /// Keeps freed memory in the process. glibc hands large blocks back to the system as soon as they are freed; activations

@@ -73,11 +73,29 @@ impl<T> Disjoint<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::catch_unwind;
+
+    use candle_core::{DType, Device, Tensor};
+
     use super::*;
 
     /// Calls a section with as many parts as there are threads.
     fn sum_to(n: usize) -> usize {
         map(n, 1, |range| range.sum::<usize>()).into_iter().sum()
+    }
+
+    #[test]
+    fn a_panic_in_a_part_is_passed_on_and_leaves_the_threads_usable() {
+        let parts = parts(1000, 1);
+        for guilty in [0, parts - 1] {
+            let section = || map(1000, 1, |range| assert!(range.start != guilty * 1000 / parts, "part {guilty}"));
+            let panic = catch_unwind(section).expect_err("the panic is passed on");
+            assert_eq!(panic.downcast_ref::<String>(), Some(&format!("part {guilty}")));
+            assert_eq!(sum_to(1000), 499_500);
+            // Long enough for Candle to share it out itself.
+            let ones = Tensor::ones(200_000, DType::F32, &Device::Cpu).unwrap();
+            assert_eq!(ones.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap(), 200_000.0);
+        }
     }
 
     #[test]

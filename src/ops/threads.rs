@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::thread::{self, Thread};
 
+use super::memory::CANDLE_THREADS;
+
 /// Looks for a section before a thread goes to sleep.
 const LOOKS: u32 = 20_000;
 /// Of so many looks one is preceded by giving the CPU to whoever else wants it.
@@ -26,7 +28,7 @@ type Job = dyn Fn(usize) + Sync;
 pub fn pool() -> &'static Pool {
     static POOL: OnceLock<Pool> = OnceLock::new();
     POOL.get_or_init(|| {
-        let asked = std::env::var("CANDLE_NUM_THREADS").ok().and_then(|text| text.parse().ok());
+        let asked = std::env::var(CANDLE_THREADS).ok().and_then(|text| text.parse().ok());
         let threads = asked.filter(|&n| n > 0).unwrap_or_else(candle_core::utils::get_num_threads);
         Pool::new(threads.min(1 << (PARTS_BITS - 1)))
     })
