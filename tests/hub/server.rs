@@ -7,7 +7,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use jedi::sha256::sha256_hex;
 use sha1::{Digest as _, Sha1};
@@ -64,6 +64,7 @@ pub struct Server {
     is_over: Arc<AtomicBool>,
     /// Of the hub, and of where it sends for large files.
     addresses: [String; 2],
+    listeners: Vec<JoinHandle<()>>,
 }
 
 impl Server {
@@ -73,7 +74,7 @@ impl Server {
         let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("a free port"));
         let addresses =
             [0, 1].map(|i: usize| format!("http://{}", listeners[i].local_addr().expect("the port that it got")));
-        for listener in listeners {
+        let listen = |listener: TcpListener| {
             let (state, is_over, large) = (state.clone(), is_over.clone(), addresses[1].clone());
             thread::spawn(move || {
                 for stream in listener.incoming() {
@@ -84,9 +85,10 @@ impl Server {
                     // A client that goes away in the middle is what some tests are about.
                     thread::spawn(move || stream.map(|stream| answer(&stream, &state, &large)).ok());
                 }
-            });
-        }
-        Self { state, is_over, addresses }
+            })
+        };
+        let listeners = listeners.into_iter().map(listen).collect();
+        Self { state, is_over, addresses, listeners }
     }
 
     pub fn url(&self) -> &str {
@@ -116,6 +118,10 @@ impl Drop for Server {
         for address in &self.addresses {
             // Wakes the listener, so that it sees that it is over, and gives the port back.
             TcpStream::connect(address.trim_start_matches("http://")).ok();
+        }
+        // A client that comes before the port is closed would find a connection that is cut, not a hub that is away.
+        for listener in self.listeners.drain(..) {
+            listener.join().ok();
         }
     }
 }
