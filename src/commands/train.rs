@@ -21,7 +21,7 @@ use crate::synth::toybox::HeldOutToys;
 use crate::train::data_settings::SourceConfig;
 use crate::train::optimizer::Optimizer;
 use crate::train::plan::{MemoryPlan, TimePlan, duration, gigabytes};
-use crate::train::settings::ValidationConfig;
+use crate::train::settings::{ComputeDtype, ValidationConfig};
 use crate::train::trainer::{Outcome, own_share};
 use crate::train::{
     AutoencoderObjective, Hooks, JointObjective, Objective, ObjectiveKind, Share, StepReport, TrainConfig,
@@ -55,9 +55,13 @@ fn run_among(ranks: &Rc<Ranks>, args: TrainArgs) -> Result<Ended> {
     }
     // One downloads, the others find it in the cache.
     let on_disk = ranks.on_first(|| downloaded(&settings))?;
-    let on_disk = ranks.all_succeed(on_disk.map_or_else(|| downloaded(&settings), Ok))?;
+    let mut on_disk = ranks.all_succeed(on_disk.map_or_else(|| downloaded(&settings), Ok))?;
     let out = args.out.unwrap_or_else(|| default_out(&args.config));
     let runtime = ranks.all_succeed(Runtime::open_for(args.device.name(), ranks.local_rank()))?;
+    if args.dry_run && runtime.device.is_cpu() && on_disk.run.dtype == ComputeDtype::Bf16 {
+        report::note("run.dtype: bf16 is for GPUs; without one the dry run counts and times f32");
+        on_disk.run.dtype = ComputeDtype::F32;
+    }
     let is_direct = ranks.connect_gpus(&runtime.device)?;
     let interrupt = ranks.all_succeed(Interrupt::install())?;
     set_matmul_precision(settings.run.matmul_precision);

@@ -29,7 +29,8 @@ pub struct AdamW {
     pub ema_decay: f64,
 }
 
-/// What AdamW remembers of a parameter; all of its shape.
+/// What AdamW remembers of a parameter; all of its shape. While the parameter is on a GPU, the average alone or all of them
+/// may be kept in the host's memory.
 pub struct Moments {
     /// Mean of the gradient.
     pub first: Var,
@@ -47,6 +48,15 @@ impl AdamW {
     pub fn update(&self, parameter: &Var, gradient: &Tensor, moments: &Moments) -> Result<()> {
         if gradient.dims() != parameter.dims() {
             bail!("adamw: gradient {:?} for a parameter {:?}", gradient.dims(), parameter.dims());
+        }
+        let device = |var: &Var| var.device().location();
+        if device(&moments.first) != device(parameter) {
+            return self.update_from_afar(parameter, gradient, moments);
+        }
+        if let Some(ema) = moments.ema.as_ref().filter(|ema| device(ema) != device(parameter)) {
+            let here = Moments { first: moments.first.clone(), second: moments.second.clone(), ema: None };
+            self.update(parameter, gradient, &here)?;
+            return self.follow(ema, parameter);
         }
         if !on_cpu(parameter) {
             if cuda::adamw(parameter, gradient, moments, self.factors())? {
@@ -70,6 +80,24 @@ impl AdamW {
                 })
             })
         })?????;
+        Ok(())
+    }
+
+    /// Where the moments are; the parameter travels there and back.
+    fn update_from_afar(&self, parameter: &Var, gradient: &Tensor, moments: &Moments) -> Result<()> {
+        let device = moments.first.device();
+        let copy = Var::from_tensor(&parameter.as_detached_tensor().to_device(device)?)?;
+        self.update(&copy, &gradient.to_device(device)?, moments)?;
+        parameter.set(&copy.as_detached_tensor().to_device(parameter.device())?)
+    }
+
+    /// The average alone, in the host's memory.
+    fn follow(&self, ema: &Var, parameter: &Var) -> Result<()> {
+        let parameter = parameter.as_detached_tensor().to_device(ema.device())?;
+        let decay = self.ema_decay as f32;
+        with_values::<f32, _>(&parameter, |p| {
+            with_values_mut(ema, |e| in_parts([e], |[e], range| averaged(e, &p[range], decay)))
+        })??;
         Ok(())
     }
 
@@ -157,6 +185,15 @@ vectorised! {
     }
 }
 
+vectorised! {
+    fn averaged[T: Real](e: &mut [T], p: &[T], decay: T) {
+        let p = &p[..e.len()];
+        for i in 0..e.len() {
+            e[i] = decay * e[i] + (T::ONE - decay) * p[i];
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,6 +245,37 @@ mod tests {
         for (a, b) in values(&p).iter().chain(&average).zip(values(&q).iter().chain(&other)) {
             assert!((a - b).abs() < 1e-6, "{a} {b}");
         }
+    }
+
+    #[test]
+    fn what_is_kept_elsewhere_follows_to_the_bit() {
+        let start = [0.5f32, -1.0, 2.0];
+        let [near, afar, beside] = [(); 3].map(|()| moments(&start));
+        let [p, q, r] = [(); 3].map(|()| Var::new(&start, &Device::Cpu).unwrap());
+        for step in 1..=3u64 {
+            let adamw = AdamW {
+                lr: 0.01,
+                betas: (0.9, 0.999),
+                eps: 1e-8,
+                weight_decay: 0.1,
+                step,
+                gradient_scale: 0.5,
+                ema_decay: 0.9,
+            };
+            let gradient = Tensor::new(&[step as f32, -0.3, 0.0], &Device::Cpu).unwrap();
+            adamw.update(&p, &gradient, &near).unwrap();
+            adamw.update_from_afar(&q, &gradient, &afar).unwrap();
+            let here = Moments { first: beside.first.clone(), second: beside.second.clone(), ema: None };
+            adamw.update(&r, &gradient, &here).unwrap();
+            adamw.follow(beside.ema.as_ref().unwrap(), &r).unwrap();
+        }
+        let values = |var: &Var| var.to_vec1::<f32>().unwrap();
+        let all = |parameter: &Var, moments: &Moments| {
+            [parameter, &moments.first, &moments.second, moments.ema.as_ref().unwrap()].map(values)
+        };
+        assert_ne!(values(&p), start);
+        assert_eq!(all(&p, &near), all(&q, &afar));
+        assert_eq!(all(&p, &near), all(&r, &beside));
     }
 
     #[test]

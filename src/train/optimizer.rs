@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::objective::Weights;
-use super::settings::{OptimizerConfig, TrainConfig};
+use super::settings::{OnHost, OptimizerConfig, TrainConfig};
 use super::team::Team;
 use crate::model::params::NamedVars;
 use crate::ops::{AdamW, Gradients, Moments, global_norm};
@@ -58,9 +58,12 @@ impl Optimizer {
         let team = Team::new(ranks, &device, lengths, config.run.shard_optimizer);
         let mut slots = BTreeMap::new();
         for (idx, (name, parameter)) in parameters.iter().enumerate() {
-            let zeros = || Var::from_tensor(&parameter.zeros_like()?);
+            let on_host = config.optimizer.on_host;
+            let place = |is_on_host: bool| if is_on_host { Device::Cpu } else { device.clone() };
+            let zeros = || Var::zeros(parameter.shape(), parameter.dtype(), &place(on_host == OnHost::All));
             let moments = || -> Result<Moments> {
-                let average = || Ok::<_, anyhow::Error>(Var::from_tensor(&parameter.as_detached_tensor().copy()?)?);
+                let start = parameter.as_detached_tensor();
+                let average = || Var::from_tensor(&start.to_device(&place(on_host != OnHost::Nothing))?);
                 let ema = (config.optimizer.ema_decay > 0.0).then(average).transpose()?;
                 Ok(Moments { first: zeros()?, second: zeros()?, ema })
             };
@@ -120,7 +123,8 @@ impl Optimizer {
         Ok(Update { lr, gradient_norm })
     }
 
-    /// The averaged weights (without averaging: the weights): what is validated, sampled from and written as the model.
+    /// The averaged weights (without averaging: the weights), where the parameters are: what is validated, sampled from and
+    /// written as the model.
     pub fn averaged(&self) -> Result<Weights> {
         let named = |(idx, (name, slot)): (usize, (&String, &Slot))| {
             let average = match self.is_averaged() {
@@ -139,7 +143,7 @@ impl Optimizer {
     /// A part of the state that `own` holds here, or its owner elsewhere.
     fn part(&self, idx: usize, slot: &Slot, own: Option<&Var>) -> Result<Tensor> {
         match own {
-            Some(own) if !self.team.is_sharded() => Ok(own.as_detached_tensor()),
+            Some(own) if !self.team.is_sharded() => Ok(own.as_detached_tensor().to_device(slot.parameter.device())?),
             own => self.team.owners_tensor(idx, &slot.parameter, own),
         }
     }

@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 
 use super::objective::Objective;
 use super::optimizer::Optimizer;
-use super::settings::TrainConfig;
+use super::settings::{OnHost, TrainConfig};
 use super::share::Share;
 use super::trainer::{parts, pass};
 use crate::ops::{self, Gradients, resident_bytes, trace_memory};
@@ -40,8 +40,10 @@ pub struct MemoryPlan {
     pub weights: u64,
     /// Of the trained parameters.
     pub gradients: u64,
-    /// Moments and averaged weights.
+    /// Moments and averaged weights, where the parameters are.
     pub optimizer: u64,
+    /// And those that are kept in the host's memory while the parameters are on a GPU.
+    pub optimizer_on_host: u64,
     /// What a step holds beside all of these at its worst moment; None where it was not tried (on a GPU).
     pub activations: Option<u64>,
     /// The copy that checkpoints are written from.
@@ -53,18 +55,26 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// For a run whose networks are there, but no optimizer yet, and for a rank with its own share of every batch. On the CPU it tries the networks, which takes about as long as a step
-    /// of a few pictures at most.
+    /// For a run whose networks are there, but no optimizer yet, and for a rank with its own share of every batch. On the CPU
+    /// it tries the networks, which takes about as long as a step of a few pictures at most.
     pub fn of(config: &TrainConfig, objective: &mut dyn Objective, own: Share, device: &Device) -> Result<Self> {
         let trained: u64 = objective.parameters().values().map(|var| bytes_of(var.as_tensor())).sum();
         let footprint = objective.footprint();
-        let is_averaged = config.optimizer.ema_decay > 0.0;
-        let all_moments = trained * (2 + u64::from(is_averaged));
+        let averages = if config.optimizer.ema_decay > 0.0 { trained } else { 0 };
+        let all_moments = 2 * trained + averages;
         let is_sharded = config.run.shard_optimizer && own.count > 1;
-        let optimizer = if is_sharded { all_moments / own.count as u64 } else { all_moments };
+        let owned = |bytes: u64| if is_sharded { bytes / own.count as u64 } else { bytes };
+        let optimizer_on_host = match config.optimizer.on_host {
+            _ if device.is_cpu() => 0,
+            OnHost::Nothing => 0,
+            OnHost::Averages => owned(averages),
+            OnHost::All => owned(all_moments),
+        };
+        let optimizer = owned(all_moments) - optimizer_on_host;
         let weights = trained + footprint.untrained_bytes;
         // Moments and averages are made later.
-        let rest = resident_bytes().map_or(0, |resident| resident.saturating_sub(weights));
+        let own_weights = if device.is_cpu() { weights } else { 0 };
+        let rest = resident_bytes().map_or(0, |resident| resident.saturating_sub(own_weights));
         let snapshot = match (own.index, config.run.save_beside, is_sharded) {
             (0, true, _) => trained + all_moments,
             // The first rank writes the moments of all.
@@ -97,31 +107,32 @@ impl MemoryPlan {
             }
             _ => None,
         };
-        Ok(Self { weights, gradients: trained, optimizer, activations, snapshot, cache: footprint.cache_bytes, rest })
-    }
-
-    /// All of it.
-    pub fn total(&self) -> u64 {
-        let Self { weights, gradients, optimizer, activations, snapshot, cache, rest } = self;
-        weights + gradients + optimizer + activations.unwrap_or(0) + snapshot + cache + rest
+        let (gradients, cache) = (trained, footprint.cache_bytes);
+        Ok(Self { weights, gradients, optimizer, optimizer_on_host, activations, snapshot, cache, rest })
     }
 
     /// One line for people.
     pub fn describe(&self) -> String {
-        let parts = [
-            ("weights", Some(self.weights)),
-            ("gradients", Some(self.gradients)),
-            ("optimizer", Some(self.optimizer)),
-            ("activations", self.activations),
-            ("checkpoint copy", Some(self.snapshot)),
-            ("cache", Some(self.cache)),
-            ("program", Some(self.rest)),
-        ];
-        let parts = parts.map(|(name, bytes)| match bytes {
-            Some(bytes) => format!("{name} {}", gigabytes(bytes)),
-            None => format!("{name} not known before the first step (they are on a GPU)"),
-        });
-        format!("memory plan: {} in all: {}", gigabytes(self.total()), parts.join(", "))
+        let mut near = vec![("weights", self.weights), ("gradients", self.gradients), ("optimizer", self.optimizer)];
+        let far = [("checkpoint copy", self.snapshot), ("cache", self.cache), ("program", self.rest)];
+        let total = |parts: &[(&str, u64)]| gigabytes(parts.iter().map(|(_, bytes)| bytes).sum());
+        let named = |parts: &[(&str, u64)]| -> String {
+            parts.iter().map(|(name, bytes)| format!("{name} {}", gigabytes(*bytes))).collect::<Vec<_>>().join(", ")
+        };
+        let Some(activations) = self.activations else {
+            let far = [vec![("optimizer", self.optimizer_on_host)], far.to_vec()].concat();
+            return format!(
+                "memory plan: {} on the GPU, and activations, which are not known before the first step: {}; {} in the host's \
+                 memory: {}",
+                total(&near),
+                named(&near),
+                total(&far),
+                named(&far)
+            );
+        };
+        near.push(("activations", activations));
+        near.extend(far);
+        format!("memory plan: {} in all: {}", total(&near), named(&near))
     }
 }
 
@@ -253,6 +264,26 @@ mod tests {
         assert_eq!(extrapolated(1, 8, 8, trial).unwrap(), 5007);
         // Where the side itself is tried.
         assert_eq!(extrapolated(3, 8, 4, |sets, side| Ok(vec![sets * side * side])).unwrap(), 3 * 64);
+    }
+
+    #[test]
+    fn what_is_on_a_gpu_is_told_apart_from_what_is_in_the_hosts_memory() {
+        let gb = 1_000_000_000;
+        let plan = MemoryPlan {
+            weights: 4 * gb,
+            gradients: 3 * gb,
+            optimizer: 6 * gb,
+            optimizer_on_host: 0,
+            activations: Some(5 * gb),
+            snapshot: 12 * gb,
+            cache: 2 * gb,
+            rest: gb,
+        };
+        assert!(plan.describe().starts_with("memory plan: 33.000 GB in all: weights 4.000 GB, "), "{}", plan.describe());
+        let plan = MemoryPlan { optimizer: 0, optimizer_on_host: 9 * gb, activations: None, ..plan };
+        let text = plan.describe();
+        assert!(text.starts_with("memory plan: 7.000 GB on the GPU, and activations, "), "{text}");
+        assert!(text.contains("; 24.000 GB in the host's memory: optimizer 9.000 GB, checkpoint copy 12.000 GB, "), "{text}");
     }
 
     #[test]

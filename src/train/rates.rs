@@ -26,6 +26,21 @@ pub struct OptimizerConfig {
     pub clip_norm: f64,
     /// Of the averaged weights, which are the ones that are sampled from; 0: no averaging.
     pub ema_decay: f64,
+    /// What is kept in the host's memory while the parameters are on a GPU (on the CPU all is there anyway).
+    pub on_host: OnHost,
+}
+
+/// What a GPU need not hold, for the price of a trip between the memories at every update.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnHost {
+    /// Everything is where the parameters are.
+    #[default]
+    Nothing,
+    /// The averaged weights, 4 bytes a parameter. They follow on the CPU; weights travel there.
+    Averages,
+    /// Moments too, 12 bytes a parameter. The CPU makes the update; gradients and weights travel there, new weights back.
+    All,
 }
 
 /// The learning rate behind the warm-up.
@@ -53,6 +68,7 @@ impl Default for OptimizerConfig {
             end_share: 0.01,
             clip_norm: 1.0,
             ema_decay: 0.9999,
+            on_host: OnHost::Nothing,
         }
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::data_settings::{DataConfig, DataLayout};
 pub use super::lora::LoraConfig;
-pub use super::rates::{Decay, OptimizerConfig};
+pub use super::rates::{Decay, OnHost, OptimizerConfig};
 use crate::invalid::invalid;
 use crate::ops::Precision;
 

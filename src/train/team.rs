@@ -117,7 +117,7 @@ impl Team {
 
     /// A tensor like `parameter` that only the owner of parameter `idx` has (`own` is there), for all.
     pub fn owners_tensor(&self, idx: usize, parameter: &Var, own: Option<&Var>) -> Result<Tensor> {
-        let own = own.map(Var::as_detached_tensor);
+        let own = own.map(|own| own.as_detached_tensor().to_device(&self.device)).transpose()?;
         self.ranks.wire(&self.device).broadcast(own.as_ref(), parameter.dims(), self.owners[idx])
     }
 

@@ -40,6 +40,22 @@ fn a_dry_run_prints_what_would_run_and_reads_back() {
 }
 
 #[test]
+fn a_dry_run_of_settings_for_a_gpu_needs_none() {
+    let world = World::new();
+    let config = world.config_file(Joint);
+    let run = |more: &[&str]| {
+        let settings = ["--set", "run.dtype=\"bf16\"", "--set", "optimizer.on_host=\"all\""];
+        jedi([&["train", "--device", "cpu", "--config", config.to_str().unwrap()], &settings[..], more].concat())
+    };
+    let tried = run(&["--dry-run"]);
+    assert_eq!(tried.code, Some(0), "{}", tried.stderr);
+    assert!(tried.stderr.contains("without one the dry run counts and times f32"), "{}", tried.stderr);
+    assert!(tried.stdout.contains("dtype = \"bf16\"") && tried.stdout.contains("on_host = \"all\""), "{}", tried.stdout);
+    let refused = run(&["--out", world.path("run").to_str().unwrap()]);
+    assert!(refused.code == Some(2) && refused.stderr.contains("run.dtype: bf16 is for GPUs"), "{}", refused.stderr);
+}
+
+#[test]
 fn a_dry_run_finds_what_is_not_there() {
     let world = World::new();
     let config = world.config_file(Joint);
