@@ -137,6 +137,10 @@ pub struct InspectCaptionArgs {
     /// With beams: above 0 long descriptions gain, below they lose
     #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
     pub length_exponent: f64,
+    /// Safetensors to write, for picture N from 0: `pixels.N [1,3,h,w]` as the network sees it, `features.N [1,l,v]`,
+    /// `logits.N [1,t,vocabulary]` behind the prompt (of BLIP-2 behind the picture's vectors too), `ids.N [t]` as described
+    #[arg(long, value_name = "FILE")]
+    pub outputs: Option<PathBuf>,
     /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: Device,

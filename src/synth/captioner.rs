@@ -1,7 +1,9 @@
 //! BLIP or BLIP-2 with the tokenizer and the preprocessing of its folder: pictures to texts.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result, anyhow, ensure};
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use image::RgbImage;
 
 use super::stage::{Answers, CaptionAsk, Captioner};
@@ -45,15 +47,33 @@ impl BlipCaptioner {
     /// A text for every picture; with a prompt, each begins with it. Pictures are looked at one by one, so that a text does not
     /// depend on which others are described with it.
     pub fn texts(&self, images: &[&RgbImage], prompt: &str, search: Search) -> Result<Vec<String>> {
-        let prompt = self.tokenizer.encode(prompt, false).map_err(|error| anyhow!("prompt {prompt:?}: {error}"))?;
+        let prompt = self.tokens(prompt)?;
         let text = |image: &&RgbImage| {
             let pixels = self.preparation.tensor(image, &self.device)?;
-            let new = self.network.generate(&pixels, prompt.get_ids(), search)?;
-            let ids: Vec<u32> = prompt.get_ids().iter().chain(new.iter().flatten()).copied().collect();
+            let new = self.network.generate(&pixels, &prompt, search)?;
+            let ids: Vec<u32> = prompt.iter().chain(new.iter().flatten()).copied().collect();
             let text = self.tokenizer.decode(&ids, true).map_err(|error| anyhow!("tokens {ids:?}: {error}"))?;
             Ok(text.trim().to_owned())
         };
         images.iter().map(text).collect()
+    }
+
+    /// What a text comes from: `pixels [1,3,h,w]`, `features [1,l,v]`, `logits [1,t,vocabulary]` behind the prompt's tokens
+    /// (see [`Network::logits`]) and the text's own tokens, `ids [t]` (i64).
+    pub fn stages(&self, image: &RgbImage, prompt: &str, search: Search) -> Result<BTreeMap<String, Tensor>> {
+        let prompt = self.tokens(prompt)?;
+        let pixels = self.preparation.tensor(image, &self.device)?;
+        let ids: Vec<i64> =
+            self.network.generate(&pixels, &prompt, search)?.into_iter().flatten().map(i64::from).collect();
+        let (features, logits) = (self.network.features(&pixels)?, self.network.logits(&pixels, &prompt)?);
+        let named =
+            [("pixels", pixels), ("features", features), ("logits", logits), ("ids", Tensor::new(ids, &Device::Cpu)?)];
+        Ok(named.map(|(name, tensor)| (name.to_owned(), tensor)).into())
+    }
+
+    fn tokens(&self, prompt: &str) -> Result<Vec<u32>> {
+        let encoded = self.tokenizer.encode(prompt, false).map_err(|error| anyhow!("prompt {prompt:?}: {error}"))?;
+        Ok(encoded.get_ids().to_vec())
     }
 }
 

@@ -279,11 +279,18 @@ mod tests {
             cache: 2 * gb,
             rest: gb,
         };
-        assert!(plan.describe().starts_with("memory plan: 33.000 GB in all: weights 4.000 GB, "), "{}", plan.describe());
+        assert!(
+            plan.describe().starts_with("memory plan: 33.000 GB in all: weights 4.000 GB, "),
+            "{}",
+            plan.describe()
+        );
         let plan = MemoryPlan { optimizer: 0, optimizer_on_host: 9 * gb, activations: None, ..plan };
         let text = plan.describe();
         assert!(text.starts_with("memory plan: 7.000 GB on the GPU, and activations, "), "{text}");
-        assert!(text.contains("; 24.000 GB in the host's memory: optimizer 9.000 GB, checkpoint copy 12.000 GB, "), "{text}");
+        assert!(
+            text.contains("; 24.000 GB in the host's memory: optimizer 9.000 GB, checkpoint copy 12.000 GB, "),
+            "{text}"
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use candle_core::{Device, Tensor};
 use image::RgbImage;
 use jedi::device::Runtime;
 use jedi::model::Files;
@@ -43,8 +44,21 @@ fn captions_are_the_librarys_one_a_picture() {
         let flags =
             ["--prompt", "a photo of", "--beams", "3", "--max-tokens", "8", "--length-exponent", "0.5", "--json"];
         let args = ["inspect", "caption", "--model", &model, "--device", "cpu", "--image", &pictures[0].0];
-        let outcome = jedi(args.iter().chain(&["--image", &pictures[1].0]).chain(&flags));
+        let stages = folder.path().join("stages.safetensors");
+        let outputs = ["--outputs", stages.to_str().unwrap()];
+        let outcome = jedi(args.iter().chain(&["--image", &pictures[1].0]).chain(&flags).chain(&outputs));
         assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        let (stages, n_words) = (candle_core::safetensors::load(stages, &Device::Cpu).unwrap(), 3);
+        assert_eq!(stages.len(), 2 * 4);
+        for (number, (_, picture)) in pictures.iter().enumerate() {
+            let own = captioner.stages(picture, "a photo of", search).unwrap();
+            let stage = |name: &str| &stages[&format!("{name}.{number}")];
+            for name in ["pixels", "features", "logits"] {
+                let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                assert_eq!(values(stage(name)), values(&own[name]), "{name}.{number}");
+            }
+            assert!(stage("logits").dim(1).unwrap() > n_words && stage("ids").dim(0).unwrap() <= 8);
+        }
         let found: Vec<Value> = outcome.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let expected: Vec<Value> =
             pictures.iter().zip(&expected).map(|((path, _), text)| json!({"image": path, "caption": text})).collect();

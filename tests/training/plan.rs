@@ -50,7 +50,11 @@ fn a_dry_run_of_settings_for_a_gpu_needs_none() {
     let tried = run(&["--dry-run"]);
     assert_eq!(tried.code, Some(0), "{}", tried.stderr);
     assert!(tried.stderr.contains("without one the dry run counts and times f32"), "{}", tried.stderr);
-    assert!(tried.stdout.contains("dtype = \"bf16\"") && tried.stdout.contains("on_host = \"all\""), "{}", tried.stdout);
+    assert!(
+        tried.stdout.contains("dtype = \"bf16\"") && tried.stdout.contains("on_host = \"all\""),
+        "{}",
+        tried.stdout
+    );
     let refused = run(&["--out", world.path("run").to_str().unwrap()]);
     assert!(refused.code == Some(2) && refused.stderr.contains("run.dtype: bf16 is for GPUs"), "{}", refused.stderr);
 }

@@ -52,16 +52,46 @@ impl Network {
         }
     }
 
+    /// # Shapes
+    /// - normalised pixels `[b, 3, side, side]` → `[b, patches + 1, vision width]`
+    pub fn features(&self, pixels: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Blip(blip) => blip.features(pixels)?,
+            Self::Blip2(blip) => blip.features(pixels)?,
+        })
+    }
+
+    /// Scores of the token behind the start token and every one of the prompt, for BLIP-2 also behind every vector of the
+    /// picture, which come first.
+    ///
+    /// # Shapes
+    /// - normalised pixels `[b, 3, side, side]`, prompt of l tokens → `[b, (q +) 1 + l, vocabulary]`
+    pub fn logits(&self, pixels: &Tensor, prompt: &[u32]) -> Result<Tensor> {
+        let prompt = self.behind_start(prompt);
+        Ok(match self {
+            Self::Blip(blip) => blip.logits(&blip.features(pixels)?, &prompt)?,
+            Self::Blip2(blip) => blip.logits(&blip.embedded(pixels, &prompt)?)?,
+        })
+    }
+
     /// The new tokens of every picture behind the tokens of a prompt, which may be none.
     ///
     /// # Shapes
     /// - normalised pixels `[b, 3, side, side]` → b texts
     pub fn generate(&self, pixels: &Tensor, prompt: &[u32], settings: Search) -> Result<Vec<Vec<u32>>> {
-        let behind = |start: u32| [&[start], prompt].concat();
+        let prompt = self.behind_start(prompt);
         match self {
-            Self::Blip(blip) => blip.generate(pixels, &behind(blip.config().text.bos_token_id), settings),
-            Self::Blip2(blip) => blip.generate(pixels, &behind(blip.config().text.bos_token_id), settings),
+            Self::Blip(blip) => blip.generate(pixels, &prompt, settings),
+            Self::Blip2(blip) => blip.generate(pixels, &prompt, settings),
         }
+    }
+
+    fn behind_start(&self, prompt: &[u32]) -> Vec<u32> {
+        let start = match self {
+            Self::Blip(blip) => blip.config().text.bos_token_id,
+            Self::Blip2(blip) => blip.config().text.bos_token_id,
+        };
+        [&[start], prompt].concat()
     }
 }
 
