@@ -105,7 +105,8 @@ def blip2(_folder):
     config = Blip2Config(text_config=text, num_query_tokens=32, image_token_index=50265)
     network = networks.randomised(Blip2ForConditionalGeneration(config), 22)
     captions.louder(network, "language_projection.weight", 4.0)
-    return network, Blip2Processor(BlipImageProcessor(), tokenizer, num_query_tokens=32), 224
+    size = {"height": 224, "width": 224}
+    return network, Blip2Processor(BlipImageProcessor(size=size), tokenizer, num_query_tokens=32), 224
 
 
 @torch.no_grad()
