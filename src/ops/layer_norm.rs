@@ -6,7 +6,7 @@ use super::buffer::unwritten;
 use super::cuda;
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
 use super::lanes::LANES;
-use super::linear::sum_of;
+use super::linear::{ROWS_OF_A_SUM, sum_of};
 use super::parallel;
 use super::real::{Real, vectorised};
 
@@ -114,10 +114,19 @@ fn backward<T: Real>(x: &[T], w: &[T], dy: &[T], statistics: &[T]) -> Triple<T> 
         let values = rows.start * c..rows.end * c;
         // SAFETY: these rows of dx belong to this thread alone.
         let dx = unsafe { std::slice::from_raw_parts_mut(dx_at.at(values.start), values.len()) };
-        backward_rows(dx, (&x[values.clone()], &dy[values], &statistics[rows.start * 2..rows.end * 2]), w)
+        let inputs = (&x[values.clone()], &dy[values], &statistics[rows.start * 2..rows.end * 2]);
+        let blocks = dx.chunks_mut(ROWS_OF_A_SUM * c).zip(inputs.0.chunks(ROWS_OF_A_SUM * c));
+        let blocks = blocks.zip(inputs.1.chunks(ROWS_OF_A_SUM * c)).zip(inputs.2.chunks(ROWS_OF_A_SUM * 2));
+        sums_of(blocks.map(|(((dx, x), dy), kept)| backward_rows(dx, (x, dy, kept), w)))
     });
-    let (dw, db) = partial.into_iter().unzip();
-    (dx, sum_of(dw), sum_of(db))
+    let (dw, db) = sums_of(partial.into_iter());
+    (dx, dw, db)
+}
+
+/// The sums of all first ones, and of all second ones.
+fn sums_of<T: Real>(pairs: impl Iterator<Item = (Vec<T>, Vec<T>)>) -> (Vec<T>, Vec<T>) {
+    let (first, second) = pairs.unzip();
+    (sum_of(first), sum_of(second))
 }
 
 vectorised! {

@@ -142,11 +142,20 @@ pub fn column_sums<T: Real>(values: &[T], width: usize) -> Vec<T> {
     sum_of(partial)
 }
 
+/// Rows whose sum is taken by itself: in one sum of all, each of a hundred thousand would lose what it is too small for.
+pub const ROWS_OF_A_SUM: usize = 256;
+
 vectorised! {
     /// Adds every row of `values` to `sums`.
     fn add_rows[T: Real](sums: &mut [T], values: &[T]) {
-        for row in values.chunks_exact(sums.len()) {
-            sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += *v);
+        let width = sums.len();
+        let mut of_block = vec![T::ZERO; width];
+        for block in values.chunks(ROWS_OF_A_SUM * width) {
+            of_block.fill(T::ZERO);
+            for row in block.chunks_exact(width) {
+                of_block.iter_mut().zip(row).for_each(|(sum, v)| *sum += *v);
+            }
+            sums.iter_mut().zip(&of_block).for_each(|(sum, v)| *sum += *v);
         }
     }
 }

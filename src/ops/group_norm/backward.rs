@@ -41,6 +41,7 @@ vectorised! {
         let (w, b) = (repeated(affine.0, c), repeated(affine.1, c));
         let count = T::of(1.0 / (plane.positions * size) as f64);
         let (mut dw, mut db) = (vec![T::ZERO; c], vec![T::ZERO; c]);
+        let (mut block_g, mut block_gx) = (vec![T::ZERO; c], vec![T::ZERO; c]);
         let (mut sum_g, mut sum_gx) = (vec![T::ZERO; c], vec![T::ZERO; c]);
         let (mut mean, mut rstd) = (vec![T::ZERO; c], vec![T::ZERO; c]);
         let planes = x.chunks_exact(plane.len()).zip(dy.chunks_exact(plane.len()));
@@ -49,18 +50,27 @@ vectorised! {
             read_statistics(kept, plane, &mut mean, &mut rstd);
             sum_g.fill(T::ZERO);
             sum_gx.fill(T::ZERO);
-            for ((row, dy), dx) in x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c)) {
-                match activation {
-                    Activation::None => dx.copy_from_slice(dy),
-                    Activation::Silu => {
-                        for i in 0..c {
-                            dx[i] = dy[i] * silu_slope((row[i] - mean[i]) * rstd[i] * w[i] + b[i]);
+            let blocks = x.chunks(plane.block()).zip(dy.chunks(plane.block())).zip(dx.chunks_mut(plane.block()));
+            for ((x, dy), dx) in blocks {
+                block_g.fill(T::ZERO);
+                block_gx.fill(T::ZERO);
+                for ((row, dy), dx) in x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c)) {
+                    match activation {
+                        Activation::None => dx.copy_from_slice(dy),
+                        Activation::Silu => {
+                            for i in 0..c {
+                                dx[i] = dy[i] * silu_slope((row[i] - mean[i]) * rstd[i] * w[i] + b[i]);
+                            }
                         }
+                    }
+                    for i in 0..c {
+                        block_g[i] += dx[i];
+                        block_gx[i] += dx[i] * (row[i] - mean[i]) * rstd[i];
                     }
                 }
                 for i in 0..c {
-                    sum_g[i] += dx[i];
-                    sum_gx[i] += dx[i] * (row[i] - mean[i]) * rstd[i];
+                    sum_g[i] += block_g[i];
+                    sum_gx[i] += block_gx[i];
                 }
             }
             for i in 0..c {
