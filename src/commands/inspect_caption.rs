@@ -31,13 +31,14 @@ pub fn run(args: &InspectCaptionArgs) -> Result<()> {
         for notice in decoded.notices {
             report::warn(format!("{name}: {notice}"));
         }
-        for text in captioner.texts(&[&decoded.image], &args.prompt, search)? {
-            report::result(if args.json { json!({"image": name, "caption": text}).to_string() } else { text })?;
-        }
-        if args.outputs.is_some() {
-            let of_picture = captioner.stages(&decoded.image, &args.prompt, search)?;
+        let text = if args.outputs.is_some() {
+            let (text, of_picture) = captioner.stages(&decoded.image, &args.prompt, search)?;
             stages.extend(of_picture.into_iter().map(|(name, tensor)| (format!("{name}.{number}"), tensor)));
-        }
+            text
+        } else {
+            captioner.text(&decoded.image, &args.prompt, search)?
+        };
+        report::result(if args.json { json!({"image": name, "caption": text}).to_string() } else { text })?;
     }
     args.outputs.iter().try_for_each(|outputs| write_tensors(outputs, &stages, &[]))
 }

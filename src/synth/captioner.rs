@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use candle_core::{Device, Tensor};
 use image::RgbImage;
 
@@ -44,31 +44,35 @@ impl BlipCaptioner {
         Ok(Self { network, tokenizer, preparation, device: runtime.device.clone() })
     }
 
-    /// A text for every picture; with a prompt, each begins with it. Pictures are looked at one by one, so that a text does not
-    /// depend on which others are described with it.
-    pub fn texts(&self, images: &[&RgbImage], prompt: &str, search: Search) -> Result<Vec<String>> {
-        let prompt = self.tokens(prompt)?;
-        let text = |image: &&RgbImage| {
-            let pixels = self.preparation.tensor(image, &self.device)?;
-            let new = self.network.generate(&pixels, &prompt, search)?;
-            let ids: Vec<u32> = prompt.iter().chain(new.iter().flatten()).copied().collect();
-            let text = self.tokenizer.decode(&ids, true).map_err(|error| anyhow!("tokens {ids:?}: {error}"))?;
-            Ok(text.trim().to_owned())
-        };
-        images.iter().map(text).collect()
+    /// What a picture shows, in words that begin with the prompt. One picture at a time, so that a text does not depend on which
+    /// others are described with it.
+    pub fn text(&self, image: &RgbImage, prompt: &str, search: Search) -> Result<String> {
+        Ok(self.describe(&self.pixels(image)?, &self.tokens(prompt)?, search)?.0)
     }
 
-    /// What a text comes from: `pixels [1,3,h,w]`, `features [1,l,v]`, `logits [1,t,vocabulary]` behind the prompt's tokens
-    /// (see [`Network::logits`]) and the text's own tokens, `ids [t]` (i64).
-    pub fn stages(&self, image: &RgbImage, prompt: &str, search: Search) -> Result<BTreeMap<String, Tensor>> {
+    /// A text and what it comes from: `pixels [1,3,h,w]`, `features [1,l,v]`, `logits [1,t,vocabulary]` behind the prompt's
+    /// tokens (see [`Network::logits`]) and the text's own tokens, `ids [t]` (i64).
+    pub fn stages(&self, image: &RgbImage, prompt: &str, search: Search) -> Result<(String, BTreeMap<String, Tensor>)> {
         let prompt = self.tokens(prompt)?;
-        let pixels = self.preparation.tensor(image, &self.device)?;
-        let ids: Vec<i64> =
-            self.network.generate(&pixels, &prompt, search)?.into_iter().flatten().map(i64::from).collect();
+        let pixels = self.pixels(image)?;
+        let (text, ids) = self.describe(&pixels, &prompt, search)?;
+        let ids: Vec<i64> = ids.into_iter().map(i64::from).collect();
         let (features, logits) = (self.network.features(&pixels)?, self.network.logits(&pixels, &prompt)?);
         let named =
             [("pixels", pixels), ("features", features), ("logits", logits), ("ids", Tensor::new(ids, &Device::Cpu)?)];
-        Ok(named.map(|(name, tensor)| (name.to_owned(), tensor)).into())
+        Ok((text, named.map(|(name, tensor)| (name.to_owned(), tensor)).into()))
+    }
+
+    /// A text and its tokens, without the prompt's.
+    fn describe(&self, pixels: &Tensor, prompt: &[u32], search: Search) -> Result<(String, Vec<u32>)> {
+        let new = self.network.generate(pixels, prompt, search)?.concat();
+        let ids = [prompt, &new].concat();
+        let text = self.tokenizer.decode(&ids, true).map_err(|error| anyhow!("tokens {ids:?}: {error}"))?;
+        Ok((text.trim().to_owned(), new))
+    }
+
+    fn pixels(&self, image: &RgbImage) -> Result<Tensor> {
+        self.preparation.tensor(image, &self.device)
     }
 
     fn tokens(&self, prompt: &str) -> Result<Vec<u32>> {
@@ -89,10 +93,6 @@ pub struct Describer {
 
 impl Captioner for Describer {
     fn captions(&mut self, asks: &[CaptionAsk]) -> Answers<String> {
-        let text = |ask: &CaptionAsk| {
-            let texts = self.captioner.texts(&[ask.image], &self.prompt, self.search)?;
-            texts.into_iter().next().context("no text")
-        };
-        asks.iter().map(text).collect()
+        asks.iter().map(|ask| self.captioner.text(ask.image, &self.prompt, self.search)).collect()
     }
 }

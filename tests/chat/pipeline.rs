@@ -69,8 +69,8 @@ fn an_endpoint_writes_the_prompts_and_blip_the_captions() {
         assert_eq!(stages["prompts"]["models"][0]["name"], "small", "{stages}");
         let blip = &stages["caption"]["models"][0];
         assert_eq!(blip["sha256"].as_str().map(str::len), Some(64), "{blip}");
-        let pictures: Vec<&RgbImage> = set.images.iter().collect();
-        assert_eq!(set.captions, captioner.texts(&pictures, "a photo of", search).unwrap());
+        let describe = |picture: &RgbImage| captioner.text(picture, "a photo of", search).unwrap();
+        assert_eq!(set.captions, set.images.iter().map(describe).collect::<Vec<_>>());
     }
 
     // Another folder asks nothing that was answered, and whoever answers is part of what the sets are.
