@@ -6,7 +6,7 @@ use super::buffer::unwritten;
 use super::cuda;
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
 use super::lanes::LANES;
-use super::linear::{ROWS_OF_A_SUM, sum_of};
+use super::linear::{ROWS_OF_A_SUM, sums_of};
 use super::parallel;
 use super::real::{Real, vectorised};
 
@@ -60,30 +60,29 @@ fn forward<T: Real>(x: &[T], w: &[T], b: &[T], eps: f64) -> (Vec<T>, Vec<T>) {
     (y, kept)
 }
 
-/// Σ f(i) over `0..n`, in lanes that vectorise.
+/// Sums side by side: two registers of AVX-512, so that an addition need not wait for the last.
+const SUMS: usize = 2 * LANES;
+
+/// Σ f(the rows' values at a place) over all places. The rows are cut into arrays first: an index that has to be checked keeps a
+/// loop from being vectorised.
 #[inline(always)]
-fn sum<T: Real>(n: usize, f: impl Fn(usize) -> T) -> T {
-    let mut lanes = [T::ZERO; LANES];
-    let whole = n / LANES * LANES;
-    for first in (0..whole).step_by(LANES) {
-        for (lane, sum) in lanes.iter_mut().enumerate() {
-            *sum += f(first + lane);
+fn sum<T: Real, const N: usize>(rows: [&[T]; N], f: impl Fn([T; N]) -> T) -> T {
+    let mut sums = [T::ZERO; SUMS];
+    let (n, whole) = (rows[0].len(), rows[0].len() / SUMS * SUMS);
+    for first in (0..whole).step_by(SUMS) {
+        let rows = rows.map(|row| <&[T; SUMS]>::try_from(&row[first..first + SUMS]).expect("as long as said"));
+        for lane in 0..SUMS {
+            sums[lane] += f(rows.map(|row| row[lane]));
         }
     }
-    // By halves: one after the other, each addition would wait for the last.
-    let mut width = LANES / 2;
-    while width > 0 {
+    // By halves, for the same reason.
+    for width in [16, 8, 4, 2, 1] {
         for lane in 0..width {
-            let other = lanes[lane + width];
-            lanes[lane] += other;
+            let other = sums[lane + width];
+            sums[lane] += other;
         }
-        width /= 2;
     }
-    let mut total = lanes[0];
-    for i in whole..n {
-        total += f(i);
-    }
-    total
+    (whole..n).fold(sums[0], |total, i| total + f(rows.map(|row| row[i])))
 }
 
 vectorised! {
@@ -92,8 +91,8 @@ vectorised! {
         let (w, b) = (&affine.0[..c], &affine.1[..c]);
         let per_value = T::of(1.0 / c as f64);
         for ((x, y), kept) in x.chunks_exact(c).zip(y.chunks_exact_mut(c)).zip(kept.chunks_exact_mut(2)) {
-            let mean = sum(c, |i| x[i]) * per_value;
-            let variance = sum(c, |i| (x[i] - mean) * (x[i] - mean)) * per_value;
+            let mean = sum([x], |[x]| x) * per_value;
+            let variance = sum([x], |[x]| (x - mean) * (x - mean)) * per_value;
             let rstd = T::ONE / (variance + eps).sqrt();
             for i in 0..c {
                 y[i] = (x[i] - mean) * rstd * w[i] + b[i];
@@ -123,24 +122,20 @@ fn backward<T: Real>(x: &[T], w: &[T], dy: &[T], statistics: &[T]) -> Triple<T> 
     (dx, dw, db)
 }
 
-/// The sums of all first ones, and of all second ones.
-fn sums_of<T: Real>(pairs: impl Iterator<Item = (Vec<T>, Vec<T>)>) -> (Vec<T>, Vec<T>) {
-    let (first, second) = pairs.unzip();
-    (sum_of(first), sum_of(second))
-}
-
 vectorised! {
     /// Fills dx and returns dw and db, summed over these rows.
     fn backward_rows[T: Real](dx: &mut [T], inputs: (&[T], &[T], &[T]), w: &[T]) -> (Vec<T>, Vec<T>) {
         let (x, dy, kept) = inputs;
         let c = w.len();
+        let w = &w[..c];
         let per_value = T::of(1.0 / c as f64);
         let (mut dw, mut db) = (vec![T::ZERO; c], vec![T::ZERO; c]);
         let rows = x.chunks_exact(c).zip(dy.chunks_exact(c)).zip(dx.chunks_exact_mut(c));
         for (((x, dy), dx), kept) in rows.zip(kept.chunks_exact(2)) {
             let (mean, rstd) = (kept[0], kept[1]);
-            let mean_g = sum(c, |i| dy[i] * w[i]) * per_value;
-            let mean_gx = sum(c, |i| dy[i] * w[i] * (x[i] - mean)) * rstd * per_value;
+            let mean_g = sum([dy, w], |[dy, w]| dy * w) * per_value;
+            let mean_gx = sum([dy, w, x], |[dy, w, x]| dy * w * (x - mean)) * rstd * per_value;
+            let (dw, db) = (&mut dw[..c], &mut db[..c]);
             for i in 0..c {
                 let normed = (x[i] - mean) * rstd;
                 dw[i] += dy[i] * normed;

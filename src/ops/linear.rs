@@ -179,6 +179,12 @@ pub fn sum_of<T: Real>(partial: Vec<Vec<T>>) -> Vec<T> {
     total
 }
 
+/// [`sum_of`] the first ones, and of the second ones.
+pub fn sums_of<T: Real>(pairs: impl Iterator<Item = (Vec<T>, Vec<T>)>) -> (Vec<T>, Vec<T>) {
+    let (first, second) = pairs.unzip();
+    (sum_of(first), sum_of(second))
+}
+
 /// Adds each image's vector at all its positions (the time embedding of a residual block).
 ///
 /// # Shapes
