@@ -22,6 +22,7 @@ mod cuda;
 #[path = "cuda/absent.rs"]
 mod cuda;
 mod graft;
+mod lane_product;
 mod lanes;
 mod ledger;
 mod memory;
@@ -35,6 +36,7 @@ mod tiles;
 #[cfg(not(target_arch = "x86_64"))]
 #[path = "tiles/elsewhere.rs"]
 mod tiles;
+mod transpose;
 
 mod activation;
 mod adamw;

@@ -1,10 +1,12 @@
-//! Multi-head attention: softmax(q·kᵀ/√d + bias)·v, in tiles of queries.
+//! Multi-head attention: softmax(q·kᵀ/√d + bias)·v, in blocks of queries and keys.
 //!
 //! The forward pass keeps one number a query (the logarithm of the softmax's denominator); the backward pass recomputes
-//! each tile's probabilities from it, so that no [l, s] matrix is ever kept (FlashAttention's bookkeeping, Dao et al.
-//! 2022, with whole rows of keys in a tile).
+//! each block's probabilities from it, so that no [l, s] matrix is ever kept (FlashAttention's bookkeeping, Dao et al.
+//! 2022).
 
+mod backward;
 mod composed;
+mod forward;
 mod kernel;
 
 use candle_core::{Result, Tensor, bail};

@@ -1,0 +1,302 @@
+//! Products of matrices that lie in a cache, as they lie there: nothing is packed. The result has sixteen columns to a
+//! register (of AVX-512; other machines take several), and elements of the left factor are spread over all lanes as they are
+//! read, whatever its strides. The `gemm` crate packs both factors each time, which small products are not worth.
+
+use candle_core::DType;
+
+use super::lanes::{LANES, Lanes};
+use super::parallel;
+use super::real::{Matrix, Real};
+
+/// Sums side by side along a row: with them and a row's value, eight rows fill the 32 registers of AVX-512.
+const WIDEST: usize = 3;
+
+/// `out [m, n] = a [m, k] · b [k, n]`, or added to what `out` holds; n is a multiple of [`LANES`], rows of b and out are n apart.
+///
+/// # Safety
+/// The three lie inside their allocations for these sizes, and no other thread touches `out`.
+pub unsafe fn lane_product<T: Real>(
+    sizes: (usize, usize, usize),
+    a: Matrix<*const T>,
+    b: *const T,
+    (out, adds): (*mut T, bool),
+) {
+    debug_assert!(sizes.1.is_multiple_of(LANES));
+    #[cfg(target_arch = "x86_64")]
+    if T::DTYPE == DType::F32 {
+        let single = Matrix { start: a.start.cast(), row_stride: a.row_stride, column_stride: a.column_stride };
+        // SAFETY: the caller's contract, and the machine has what each is compiled for.
+        unsafe {
+            if is_x86_feature_detected!("avx512f") {
+                return x86::avx512(sizes, single, b.cast(), (out.cast(), adds));
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return x86::avx2(sizes, single, b.cast(), (out.cast(), adds));
+            }
+        }
+    }
+    // SAFETY: the caller's contract.
+    unsafe { product::<T, Lanes<T>, 2>(sizes, a, b, (out, adds)) }
+}
+
+/// Sixteen values.
+trait Vector<T>: Copy {
+    fn all(value: T) -> Self;
+    unsafe fn load(from: *const T) -> Self;
+    unsafe fn store(self, to: *mut T);
+    /// self + a·b
+    fn plus(self, a: Self, b: Self) -> Self;
+}
+
+impl<T: Real> Vector<T> for Lanes<T> {
+    #[inline(always)]
+    fn all(value: T) -> Self {
+        Lanes::all(value)
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const T) -> Self {
+        // SAFETY: the caller's contract: sixteen values lie there.
+        Self(unsafe { from.cast::<[T; LANES]>().read() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut T) {
+        // SAFETY: as above.
+        unsafe { to.cast::<[T; LANES]>().write(self.0) }
+    }
+    #[inline(always)]
+    fn plus(self, a: Self, b: Self) -> Self {
+        self + a * b
+    }
+}
+
+/// `R` rows at a time.
+///
+/// # Safety
+/// As for [`lane_product`].
+#[inline(always)]
+unsafe fn product<T: Real, V: Vector<T>, const R: usize>(
+    sizes: (usize, usize, usize),
+    a: Matrix<*const T>,
+    b: *const T,
+    (out, adds): (*mut T, bool),
+) {
+    let vectors = sizes.1 / LANES;
+    let chunks = vectors.div_ceil(WIDEST);
+    for chunk in (0..chunks).map(|chunk| parallel::range(vectors, chunks, chunk)) {
+        // SAFETY: the caller's contract: these columns are inside b and out.
+        unsafe {
+            let (b, out) = (b.add(chunk.start * LANES), (out.add(chunk.start * LANES), adds));
+            match chunk.len() {
+                3 => columns::<T, V, R, 3>(sizes, a, b, out),
+                2 => columns::<T, V, R, 2>(sizes, a, b, out),
+                _ => columns::<T, V, R, 1>(sizes, a, b, out),
+            }
+        }
+    }
+}
+
+/// `W` registers' columns of all rows.
+#[inline(always)]
+unsafe fn columns<T: Real, V: Vector<T>, const R: usize, const W: usize>(
+    sizes: (usize, usize, usize),
+    a: Matrix<*const T>,
+    b: *const T,
+    out: (*mut T, bool),
+) {
+    let m = sizes.0;
+    let mut row = 0;
+    // SAFETY: the caller's contract; rows end at m.
+    unsafe {
+        while row + R <= m {
+            rows::<T, V, R, W>(row, sizes, a, b, out);
+            row += R;
+        }
+        if R > 4 && row + 4 <= m {
+            rows::<T, V, 4, W>(row, sizes, a, b, out);
+            row += 4;
+        }
+        while row < m {
+            rows::<T, V, 1, W>(row, sizes, a, b, out);
+            row += 1;
+        }
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::needless_range_loop)] // Loops over constants, which the compiler unrolls into registers.
+unsafe fn rows<T: Real, V: Vector<T>, const R: usize, const W: usize>(
+    first: usize,
+    (_, n, k): (usize, usize, usize),
+    a: Matrix<*const T>,
+    b: *const T,
+    (out, adds): (*mut T, bool),
+) {
+    // SAFETY: the caller's contract: R rows from `first` on are inside a and out, W·16 columns inside b and out.
+    unsafe {
+        let mut sums = [[V::all(T::ZERO); W]; R];
+        if adds {
+            for r in 0..R {
+                for w in 0..W {
+                    sums[r][w] = V::load(out.add((first + r) * n + w * LANES));
+                }
+            }
+        }
+        let (mut left, mut right) = (a.start.add(first * a.row_stride), b);
+        for _ in 0..k {
+            let mut row = [V::all(T::ZERO); W];
+            for w in 0..W {
+                row[w] = V::load(right.add(w * LANES));
+            }
+            for r in 0..R {
+                let value = V::all(*left.add(r * a.row_stride));
+                for w in 0..W {
+                    sums[r][w] = sums[r][w].plus(value, row[w]);
+                }
+            }
+            left = left.wrapping_add(a.column_stride);
+            right = right.wrapping_add(n);
+        }
+        for r in 0..R {
+            for w in 0..W {
+                sums[r][w].store(out.add((first + r) * n + w * LANES));
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{Matrix, Vector, product};
+
+    impl Vector<f32> for __m512 {
+        #[inline(always)]
+        fn all(value: f32) -> Self {
+            // SAFETY (of all of these): only `avx512` uses them.
+            unsafe { _mm512_set1_ps(value) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { _mm512_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { _mm512_storeu_ps(to, self) }
+        }
+        #[inline(always)]
+        fn plus(self, a: Self, b: Self) -> Self {
+            unsafe { _mm512_fmadd_ps(a, b, self) }
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    struct Pair(__m256, __m256);
+
+    impl Vector<f32> for Pair {
+        #[inline(always)]
+        fn all(value: f32) -> Self {
+            // SAFETY (of all of these): only `avx2` uses them.
+            let half = unsafe { _mm256_set1_ps(value) };
+            Self(half, half)
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { Self(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe {
+                _mm256_storeu_ps(to, self.0);
+                _mm256_storeu_ps(to.add(8), self.1);
+            }
+        }
+        #[inline(always)]
+        fn plus(self, a: Self, b: Self) -> Self {
+            unsafe { Self(_mm256_fmadd_ps(a.0, b.0, self.0), _mm256_fmadd_ps(a.1, b.1, self.1)) }
+        }
+    }
+
+    /// # Safety
+    /// As for `lane_product`.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn avx512(sizes: (usize, usize, usize), a: Matrix<*const f32>, b: *const f32, out: (*mut f32, bool)) {
+        // SAFETY: the caller's contract.
+        unsafe { product::<f32, __m512, 8>(sizes, a, b, out) }
+    }
+
+    /// # Safety
+    /// As for `lane_product`.
+    #[target_feature(enable = "avx2,fma")]
+    pub unsafe fn avx2(sizes: (usize, usize, usize), a: Matrix<*const f32>, b: *const f32, out: (*mut f32, bool)) {
+        // SAFETY: the caller's contract. Twelve sums of the sixteen registers.
+        unsafe { product::<f32, Pair, 2>(sizes, a, b, out) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+
+    /// One element after the other.
+    fn expected((m, n, k): (usize, usize, usize), a: &[f64], b: &[f64], is_turned: bool) -> Vec<f64> {
+        let of_a = |row: usize, i: usize| if is_turned { a[i * m + row] } else { a[row * k + i] };
+        let element = |at: usize| (0..k).map(|i| of_a(at / n, i) * b[i * n + at % n]).sum();
+        (0..m * n).map(element).collect()
+    }
+
+    #[test]
+    fn products_of_all_shapes_are_those_element_by_element() {
+        for (m, n, k) in [(1, 16, 1), (8, 48, 40), (13, 32, 7), (77, 48, 40), (40, 48, 77), (5, 80, 33), (9, 160, 12)] {
+            let mut rng = Rng::new(6, "lane product test", (m * n * k) as u64);
+            let mut draw = |count: usize| -> Vec<f64> { (0..count).map(|_| rng.normal() as f32 as f64).collect() };
+            let (a, b) = (draw(m * k), draw(k * n));
+            let [a32, b32] = [&a, &b].map(|values| values.iter().map(|v| *v as f32).collect::<Vec<_>>());
+            for is_turned in [false, true] {
+                let expected = expected((m, n, k), &a, &b, is_turned);
+                fn factor<T>(values: &[T], (m, k): (usize, usize), is_turned: bool) -> Matrix<*const T> {
+                    if is_turned { Matrix::rows(values, m).transposed() } else { Matrix::rows(values, k) }
+                }
+                for adds in [false, true] {
+                    let start = if adds { 0.5 } else { 0.0 };
+                    let (mut wide, mut out, mut portable) = (vec![0.5; m * n], vec![0.5; m * n], vec![0.5; m * n]);
+                    let (left, left32) = (factor(&a, (m, k), is_turned), factor(&a32, (m, k), is_turned));
+                    // SAFETY: all are as large as said.
+                    unsafe {
+                        lane_product((m, n, k), left, b.as_ptr(), (wide.as_mut_ptr(), adds));
+                        lane_product((m, n, k), left32, b32.as_ptr(), (out.as_mut_ptr(), adds));
+                        let to = (portable.as_mut_ptr(), adds);
+                        product::<f32, Lanes<f32>, 2>((m, n, k), left32, b32.as_ptr(), to);
+                    }
+                    for (i, exact) in expected.iter().enumerate() {
+                        let exact = exact + start;
+                        assert!((wide[i] - exact).abs() < 1e-12, "{m} {n} {k}");
+                        for found in [out[i], portable[i]] {
+                            assert!((f64::from(found) - exact).abs() < 1e-6 * (k as f64 + 9.0), "{m} {n} {k}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn avx2_gives_what_avx512_gives() {
+        if !is_x86_feature_detected!("avx512f") {
+            return; // Every other test runs AVX2 there.
+        }
+        let mut rng = Rng::new(8, "lane product test", 0);
+        let (m, n, k) = (21, 80, 50);
+        let mut draw = |count: usize| -> Vec<f32> { (0..count).map(|_| rng.normal() as f32).collect() };
+        let (a, b) = (draw(m * k), draw(k * n));
+        let (mut wide, mut narrow) = (vec![0f32; m * n], vec![0f32; m * n]);
+        // SAFETY: all are as large as said; AVX-512 machines have AVX2.
+        unsafe {
+            x86::avx512((m, n, k), Matrix::rows(&a, k), b.as_ptr(), (wide.as_mut_ptr(), false));
+            x86::avx2((m, n, k), Matrix::rows(&a, k), b.as_ptr(), (narrow.as_mut_ptr(), false));
+        }
+        assert_eq!(wide, narrow, "the same multiplications in the same order");
+    }
+}
