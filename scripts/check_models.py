@@ -87,8 +87,12 @@ XL_PIPELINES = {4: StableDiffusionXLPipeline, 9: StableDiffusionXLInpaintPipelin
 OUTPUTS = ("eps", "latents", "decoded", "context", "text_embeds")
 
 
+PYTORCH_GROUP_NORM = torch.nn.GroupNorm.forward
+
+
 def exact_group_norm(self, x):
-    """PyTorch's sums of a group's values are in f32: with the VAE that is 1e-5 at 512x512 and more at 1024x1024."""
+    """PyTorch's sums of a group's values are in f32: the VAE's latents are 1e-5 from f64 then at 512x512, 1e-4 at 1024x1024
+    (check_vae.py)."""
     x, weight, bias = (value.double() for value in (x, self.weight, self.bias))
     return torch.nn.functional.group_norm(x, self.num_groups, weight, bias, self.eps).to(self.weight.dtype)
 
