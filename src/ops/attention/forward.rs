@@ -9,8 +9,9 @@ use crate::ops::lanes::LANES;
 use crate::ops::parallel;
 use crate::ops::real::{Real, vectorised};
 
-/// Tiles that read a block of keys one after the other, while it is in the cache.
-const GROUP: usize = 4;
+/// Values that the tiles hold at most which read a block of keys one after the other, while it is in the cache: a quarter of a
+/// megabyte in the second-level one. The more of them, the fewer times all keys come from memory.
+const GROUP_VALUES: usize = 65_536;
 
 /// The output and the logarithm of each query's denominator, `[b, heads, l]`.
 pub fn forward_heads<T: Real>([q, k, v]: [&[T]; 3], bias: Option<&[T]>, sizes: Sizes) -> (Vec<T>, Vec<T>) {
@@ -18,7 +19,8 @@ pub fn forward_heads<T: Real>([q, k, v]: [&[T]; 3], bias: Option<&[T]>, sizes: S
     let (mut out, mut denominators) = (unwritten(q.len()), unwritten(b * heads * l));
     let (out_at, denominators_at) = (parallel::Disjoint::new(&mut out), parallel::Disjoint::new(&mut denominators));
     let tiles = sizes.tiles();
-    let groups: Vec<&[Tile]> = tiles.chunks(GROUP).collect();
+    let of_tile = 2 * d * tiles[0].lanes.max(LANES);
+    let groups: Vec<&[Tile]> = tiles.chunks((GROUP_VALUES / of_tile).clamp(2, 16)).collect();
     parallel::map(b * heads * groups.len(), 1, |range| {
         let mut scores = Aligned::unwritten(KEYS * tiles[0].lanes.max(tiles[tiles.len() - 1].lanes));
         for item in range {
