@@ -86,7 +86,8 @@ vectorised! {
         for row in out.chunks_exact_mut(sums.len()) {
             for (row, sums) in row.chunks_exact_mut(LANES).zip(sums.chunks_exact(LANES)) {
                 for lane in 0..LANES {
-                    row[lane] = row[lane] / sums[lane];
+                    let quotient = row[lane] / sums[lane];
+                    row[lane] = quotient;
                 }
             }
         }

@@ -104,6 +104,7 @@ impl<T: Real> Work<'_, T> {
     ///
     /// # Safety
     /// No other thread has this block.
+    #[allow(clippy::mut_from_ref)] // dx is shared out among threads behind a pointer.
     unsafe fn block(&self, index: usize, block: usize) -> (&[T], &[T], &mut [T]) {
         let first = block * self.plane.block();
         let len = self.plane.block().min(self.plane.len() - first);
