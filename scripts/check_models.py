@@ -165,6 +165,12 @@ class Model:
         values = torch.rand(side, side, 3, generator=torch.Generator().manual_seed(8)) * 255
         return Image.fromarray(values.to(torch.uint8).numpy(), "RGB")
 
+    def pixels(self):
+        """The picture as the VAE takes it."""
+        side = self.latent * self.vae_scale()
+        values = torch.frombuffer(bytearray(self.picture().tobytes()), dtype=torch.uint8)
+        return values.reshape(1, side, side, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
+
     def vae_scale(self):
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
@@ -178,10 +184,7 @@ def outputs(model, parts):
     found = {}
     told = dict(encoder_hidden_states=inputs["context"], added_cond_kwargs=added or None)
     found["eps"] = unet(torch.cat(joined, 1), inputs["timesteps"], **told).sample
-    pixels = torch.frombuffer(bytearray(model.picture().tobytes()), dtype=torch.uint8)
-    side = model.latent * model.vae_scale()
-    pixels = pixels.reshape(1, side, side, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
-    latents = vae.encode(pixels).latent_dist.mean
+    latents = vae.encode(model.pixels()).latent_dist.mean
     found["latents"] = latents * vae.config.scaling_factor
     found["decoded"] = vae.decode(latents).sample
     if model.kind != "xl":

@@ -53,8 +53,7 @@ def main():
     torch.nn.Conv2d.forward = banded_convolution
     F.scaled_dot_product_attention = banded_attention
     model = Model("SD", SMALL_SD1, layouts.VAE, [SMALL_TEXT], "clip", 4, "epsilon", arguments.side // 8)
-    pixels = torch.frombuffer(bytearray(model.picture().tobytes()), dtype=torch.uint8)
-    pixels = pixels.reshape(1, arguments.side, arguments.side, 3).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = model.pixels()
     found = {}
     with tempfile.TemporaryDirectory() as room:
         room = Path(room)

@@ -18,7 +18,10 @@ pub trait Real:
     const ZERO: Self;
     const ONE: Self;
     /// Full precision for f64; for f32 a branch-free polynomial that vectorises, within 2 units in the last place.
-    fn exp(self) -> Self;
+    #[inline(always)]
+    fn exp(self) -> Self {
+        self.exp_by::<false>()
+    }
     /// The same where `FUSED` says that multiplying and adding is one instruction, as inside [`vectorised!`] functions.
     fn exp_by<const FUSED: bool>(self) -> Self;
     fn erf(self) -> Self;
@@ -37,9 +40,6 @@ pub const EXP_TAYLOR: [f32; 8] =
 impl Real for f64 {
     const ZERO: f64 = 0.0;
     const ONE: f64 = 1.0;
-    fn exp(self) -> f64 {
-        f64::exp(self)
-    }
     fn exp_by<const FUSED: bool>(self) -> f64 {
         f64::exp(self)
     }
@@ -63,11 +63,6 @@ impl Real for f64 {
 impl Real for f32 {
     const ZERO: f32 = 0.0;
     const ONE: f32 = 1.0;
-
-    #[inline(always)]
-    fn exp(self) -> f32 {
-        self.exp_by::<false>()
-    }
 
     /// exp(x) = 2ⁿ·exp(r), n = round(x/ln 2), |r| ≤ ln2/2, exp(r) by its Taylor polynomial of degree 7.
     #[inline(always)]

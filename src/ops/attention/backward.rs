@@ -22,8 +22,8 @@ pub fn backward_heads<T: Real>(
     let tiles = sizes.tiles();
     parallel::map(b * heads, 1, |range| {
         let padded = d.next_multiple_of(LANES);
-        let most = tiles.iter().map(|tile| tile.lanes).max().unwrap_or(0);
-        let (mut p, mut ds) = (Aligned::unwritten(KEYS * most), Aligned::unwritten(KEYS * most));
+        let widest = tiles[tiles.len() - 1].lanes;
+        let (mut p, mut ds) = (Aligned::unwritten(KEYS * widest), Aligned::unwritten(KEYS * widest));
         let (mut dk_block, mut dv_block) = (Aligned::unwritten(KEYS * padded), Aligned::unwritten(KEYS * padded));
         for item in range {
             let at = (item / heads, item % heads);

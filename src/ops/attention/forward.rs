@@ -19,10 +19,10 @@ pub fn forward_heads<T: Real>([q, k, v]: [&[T]; 3], bias: Option<&[T]>, sizes: S
     let (mut out, mut denominators) = (unwritten(q.len()), unwritten(b * heads * l));
     let (out_at, denominators_at) = (parallel::Disjoint::new(&mut out), parallel::Disjoint::new(&mut denominators));
     let tiles = sizes.tiles();
-    let of_tile = 2 * d * tiles[0].lanes.max(LANES);
-    let groups: Vec<&[Tile]> = tiles.chunks((GROUP_VALUES / of_tile).clamp(2, 16)).collect();
+    let widest = tiles[tiles.len() - 1].lanes;
+    let groups: Vec<&[Tile]> = tiles.chunks((GROUP_VALUES / (2 * d * widest)).clamp(2, 16)).collect();
     parallel::map(b * heads * groups.len(), 1, |range| {
-        let mut scores = Aligned::unwritten(KEYS * tiles[0].lanes.max(tiles[tiles.len() - 1].lanes));
+        let mut scores = Aligned::unwritten(KEYS * widest);
         for item in range {
             let (at, group) = ((item / groups.len() / heads, item / groups.len() % heads), groups[item % groups.len()]);
             let mut queries: Vec<_> = group.iter().map(|tile| Queries::new(q, at, *tile, sizes)).collect();

@@ -43,7 +43,7 @@ pub struct Tile {
 }
 
 impl Sizes {
-    /// All queries, in tiles of nearly one width.
+    /// All queries, in tiles of nearly one width, of which the last is the widest.
     pub fn tiles(self) -> Vec<Tile> {
         let registers = self.l.div_ceil(LANES);
         let tiles = registers.div_ceil(WIDEST);

@@ -53,19 +53,15 @@ struct Columns<'a, T> {
 impl<T: Real> Work<'_, T> {
     /// The sums of g·x̂ and of g over all planes, a row each.
     fn by_planes(&self) -> (Vec<T>, Vec<T>) {
-        let width = self.plane.row();
         let partial = parallel::map(self.x.len() / self.plane.len(), self.plane.grain(), |planes| {
-            let (mut dw, mut db) = (vec![T::ZERO; width], vec![T::ZERO; width]);
-            for index in planes {
+            sums_of(planes.map(|index| {
                 // SAFETY: planes belong to one thread each.
-                let (mut sums, columns) = unsafe { self.slopes(index, 0) };
-                add(&mut dw, &sums.0);
-                add(&mut db, &sums.1);
-                self.pool(&mut sums);
-                // SAFETY: as above.
-                unsafe { self.finish(index, 0, &columns, &sums) };
-            }
-            (dw, db)
+                unsafe {
+                    let (sums, columns) = self.slopes(index, 0);
+                    self.finish(index, 0, &columns, &self.means(&sums));
+                    sums
+                }
+            }))
         });
         sums_of(partial.into_iter())
     }
@@ -79,18 +75,16 @@ impl<T: Real> Work<'_, T> {
             items.map(|item| unsafe { self.slopes(item / blocks, item % blocks).0 }).collect::<Vec<_>>()
         });
         let of_blocks: Vec<_> = of_parts.into_iter().flatten().collect();
-        let mut of_planes: Vec<_> =
-            of_blocks.chunks_exact(blocks).map(|blocks| sums_of(blocks.iter().cloned())).collect();
-        let totals = sums_of(of_planes.iter().cloned());
-        of_planes.iter_mut().for_each(|sums| self.pool(sums));
+        let of_planes: Vec<_> = of_blocks.chunks_exact(blocks).map(|blocks| sums_of(blocks.iter().cloned())).collect();
+        let means: Vec<_> = of_planes.iter().map(|sums| self.means(sums)).collect();
         parallel::map(items, 1, |items| {
             for item in items {
                 let index = item / blocks;
                 // SAFETY: as above.
-                unsafe { self.finish(index, item % blocks, &self.columns(index), &of_planes[index]) };
+                unsafe { self.finish(index, item % blocks, &self.columns(index), &means[index]) };
             }
         });
-        totals
+        sums_of(of_planes.into_iter())
     }
 
     fn columns(&self, index: usize) -> Columns<'_, T> {
@@ -125,13 +119,15 @@ impl<T: Real> Work<'_, T> {
         (block_slopes(dx, (x, dy), &columns, self.activation), columns)
     }
 
-    /// Makes of the sums over a plane the means of g·w·x̂ and of g·w over each group.
-    fn pool(&self, (gx, g): &mut (Vec<T>, Vec<T>)) {
+    /// The means of g·w·x̂ and of g·w over each group, from the sums over a plane.
+    fn means(&self, (gx, g): &(Vec<T>, Vec<T>)) -> (Vec<T>, Vec<T>) {
         let count = T::of(1.0 / (self.plane.positions * (self.plane.c / self.plane.groups)) as f64);
-        for sums in [gx, g] {
-            sums.iter_mut().zip(self.affine.0).for_each(|(sum, w)| *sum *= *w);
-            pool_groups(sums, self.plane, count);
-        }
+        let mean = |sums: &[T]| {
+            let mut means: Vec<T> = sums.iter().zip(self.affine.0).map(|(sum, w)| *sum * *w).collect();
+            pool_groups(&mut means, self.plane, count);
+            means
+        };
+        (mean(gx), mean(g))
     }
 
     /// Makes of g dx.
@@ -143,10 +139,6 @@ impl<T: Real> Work<'_, T> {
         let (x, _, dx) = unsafe { self.block(index, block) };
         finish_block(dx, x, columns, (&means.0, &means.1));
     }
-}
-
-fn add<T: Real>(sums: &mut [T], values: &[T]) {
-    sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += *value);
 }
 
 vectorised! {
