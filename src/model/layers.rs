@@ -6,12 +6,13 @@ use candle_core::{Result as CandleResult, Tensor};
 
 use super::adapters::Adapter;
 use super::params::{Init, Params};
-use crate::ops::{self, Activation, Conv2d, Groups};
+use crate::ops::{self, Activation, Conv2d, Groups, Packed};
 
 /// A fully connected layer: `weight [out, in]`, `bias [out]`.
 pub struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
+    packed: Packed,
     adapter: Option<Adapter>,
 }
 
@@ -27,6 +28,7 @@ impl Linear {
         Ok(Self {
             weight: params.get("weight", &[outputs, inputs], Init::FanIn(inputs))?,
             bias: None,
+            packed: Packed::default(),
             adapter: Adapter::new(params, inputs, outputs)?,
         })
     }
@@ -34,7 +36,8 @@ impl Linear {
     /// # Shapes
     /// - `[.., in]` → `[.., out]`
     pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        let y = linear(x, &self.weight, self.bias.as_ref())?;
+        let bias = self.bias.as_ref().map(|bias| ops::cast(bias, x.dtype())).transpose()?;
+        let y = ops::linear_packed(x, &ops::cast(&self.weight, x.dtype())?, bias.as_ref(), Some(&self.packed))?;
         match &self.adapter {
             None => Ok(y),
             Some(adapter) => adapter.add_to(&y, x),
@@ -57,6 +60,7 @@ fn alike(x: &Tensor, [weight, bias]: [&Tensor; 2]) -> CandleResult<[Tensor; 2]> 
 pub struct Conv {
     weight: Tensor,
     bias: Tensor,
+    packed: Packed,
     geometry: Conv2d,
 }
 
@@ -86,6 +90,7 @@ impl Conv {
         Ok(Self {
             weight: params.get("weight", &[outputs, inputs, kernel, kernel], init)?,
             bias: params.get("bias", &[outputs], Init::Zeros)?,
+            packed: Packed::default(),
             geometry,
         })
     }
@@ -94,7 +99,7 @@ impl Conv {
     /// - `[b, h, w, in]` → `[b, h', w', out]`
     pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
         let [weight, bias] = alike(x, [&self.weight, &self.bias])?;
-        ops::conv2d(x, &weight, Some(&bias), self.geometry)
+        ops::conv2d_packed(x, &weight, Some(&bias), self.geometry, Some(&self.packed))
     }
 }
 

@@ -11,9 +11,11 @@ use candle_core::{Result, Tensor, bail};
 use super::any_batch::pictures_to_choose_by;
 use super::buffer::unwritten;
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
-use super::linear::{column_sums, linear, sum_of};
+use super::linear::{column_sums, linear_packed, sum_of};
+use super::packed::Packed;
 use super::parallel;
-use super::real::{Matrix, Real, Start, matmul};
+use super::product::{Matrix, Start, matmul};
+use super::real::Real;
 use super::{conv_wide, tiles, winograd};
 
 /// Stride and zero padding of a convolution.
@@ -37,6 +39,17 @@ impl Conv2d {
 /// # Shapes
 /// - x `[b, h, w, c]`, weight `[out, c, k, k]`, bias `[out]` → `[b, h', w', out]`
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: Conv2d) -> Result<Tensor> {
+    conv2d_packed(x, weight, bias, conv, None)
+}
+
+/// The same with the weight packed once.
+pub fn conv2d_packed(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    conv: Conv2d,
+    packed: Option<&Packed>,
+) -> Result<Tensor> {
     let (b, h, w, c) = x.dims4()?;
     let (out, c_weight, k, k_w) = weight.dims4()?;
     let [top, bottom, left, right] = conv.pad;
@@ -44,7 +57,7 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: Conv2d) 
         bail!("conv2d: weight {:?} does not fit a batch {:?} with {conv:?}", weight.dims(), x.dims());
     }
     if k == 1 && conv == Conv2d::same(1) {
-        return linear(x, weight, bias);
+        return linear_packed(x, weight, bias, packed);
     }
     if !on_cpu(x) {
         return on_device(x, weight, bias, conv);
@@ -58,11 +71,12 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: Conv2d) 
         conv,
     };
     let x = x.contiguous()?;
+    let keep = packed.map(|packed| (packed, weight));
     let shape = (b, geometry.output.0, geometry.output.1, out);
     for_float!(x, T => {
         let values = with_values::<T, _>(&x, |x| with_values::<T, _>(weight, |w| match bias {
-            Some(bias) => with_values::<T, _>(bias, |bias| forward(x, w, Some(bias), geometry)),
-            None => Ok(forward(x, w, None, geometry)),
+            Some(bias) => with_values::<T, _>(bias, |bias| forward(x, w, Some(bias), geometry, keep)),
+            None => Ok(forward(x, w, None, geometry, keep)),
         }))???;
         let backward = move |inputs: &[&Tensor], _: &Tensor, gradient: &Tensor| backward::<T>(inputs, gradient, geometry);
         match bias {
@@ -207,7 +221,13 @@ fn unfold<T: Real>(x: &[T], geometry: Geometry, first: usize, tile: &mut [T]) {
     }
 }
 
-fn forward<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, geometry: Geometry) -> Vec<T> {
+fn forward<T: Real>(
+    x: &[T],
+    weight: &[T],
+    bias: Option<&[T]>,
+    geometry: Geometry,
+    keep: Option<(&Packed, &Tensor)>,
+) -> Vec<T> {
     if conv_wide::suits(geometry) {
         return conv_wide::forward(x, weight, bias, geometry);
     }
@@ -215,7 +235,7 @@ fn forward<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, geometry: Geometr
         return y;
     }
     if winograd::suits(geometry) {
-        return winograd::forward(x, weight, bias, geometry);
+        return winograd::forward(x, weight, bias, geometry, keep);
     }
     direct(x, &packed(weight, geometry), bias, geometry)
 }
@@ -232,7 +252,7 @@ fn direct<T: Real>(x: &[T], pack: &[T], bias: Option<&[T]>, geometry: Geometry) 
             unfold(x, geometry, range.start + step * tile_rows, tile);
             let (a, b) = (Matrix::rows(tile, patch), Matrix::rows(pack, out));
             // SAFETY: tile is rows·patch, pack patch·out, y rows·out, each a slice of its own.
-            unsafe { matmul((rows, out, patch), T::ONE, a, b, (Matrix::rows_mut(y, out), Start::row(bias))) }
+            unsafe { matmul((rows, out, patch), a, b, (Matrix::rows_mut(y, out), Start::row(bias))) }
         }
     });
     y
@@ -294,7 +314,7 @@ fn folded<T: Real>(dy: &[T], weight: &[T], geometry: Geometry) -> Vec<T> {
             let (a, b) = (Matrix::rows(&dy[first * out..], out), Matrix::rows(&pack, out).transposed());
             let target = (Matrix::rows_mut(&mut tile, patch), Start::Zero);
             // SAFETY: dy has rows·out values from `first` on, pack patch·out, tile at least rows·patch.
-            unsafe { matmul((rows, patch, out), T::ONE, a, b, target) }
+            unsafe { matmul((rows, patch, out), a, b, target) }
             for (row, patch) in tile.chunks_exact(patch).take(rows).enumerate() {
                 geometry.for_taps(first + row, |tap, pixel| {
                     let Some(pixel) = pixel else { return };
@@ -330,7 +350,7 @@ fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T> {
             let (a, b) = (Matrix::rows(&tile, patch).transposed(), Matrix::rows(&dy[first * out..], out));
             let target = (Matrix::rows_mut(&mut sum, out), Start::Held);
             // SAFETY: tile holds rows·patch values, dy rows·out from `first` on, sum patch·out.
-            unsafe { matmul((patch, out, rows), T::ONE, a, b, target) }
+            unsafe { matmul((patch, out, rows), a, b, target) }
             first += rows;
         }
         sum

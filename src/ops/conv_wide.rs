@@ -4,10 +4,12 @@
 //! The positions are unfolded into `[positions, c·k·k]`, the order of the weight `[out, c·k·k]` itself, so that nothing is
 //! repacked: y = X·Wᵀ, dW = dyᵀ·X, and dX = dy·W folded back into dx.
 
+use super::any_batch::is_alike;
 use super::buffer::unwritten;
 use super::conv::Geometry;
 use super::parallel::{self, Disjoint};
-use super::real::{Matrix, Real, Start, matmul};
+use super::product::{Matrix, Start, matmul, matmul_alike};
+use super::real::Real;
 
 /// Columns of a product that a thread takes at least.
 const GRAIN: usize = 32;
@@ -22,6 +24,7 @@ pub fn suits(geometry: Geometry) -> bool {
 pub fn forward<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, geometry: Geometry) -> Vec<T> {
     let (patch, out, rows) = (geometry.patch(), geometry.channels.1, geometry.positions());
     let unfolded = unfold(x, geometry);
+    let matmul = if is_alike() { matmul_alike } else { matmul };
     let mut y = unwritten(rows * out);
     let y_at = Disjoint::new(&mut y);
     parallel::map(out, GRAIN, |columns| {
@@ -30,7 +33,7 @@ pub fn forward<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, geometry: Geo
         let target = Matrix { start: y_at.at(columns.start), row_stride: out, column_stride: 1 };
         let start = Start::row(bias.map(|bias| &bias[columns.clone()]));
         // SAFETY: unfolded is rows·patch, these rows of the weight have `patch` values; y's columns are this thread's.
-        unsafe { matmul((rows, columns.len(), patch), T::ONE, a, b, (target, start)) }
+        unsafe { matmul((rows, columns.len(), patch), a, b, (target, start)) }
     });
     y
 }
@@ -45,7 +48,7 @@ pub fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T>
         let (a, b) = (columns.transposed(), Matrix::rows(&unfolded, patch));
         let target = (Matrix::rows_mut(dw, patch), Start::Zero);
         // SAFETY: the columns lie inside dy's rows of `out` values, unfolded is rows·patch; dw is this part's own rows.
-        unsafe { matmul((outputs.len(), patch, rows), T::ONE, a, b, target) }
+        unsafe { matmul((outputs.len(), patch, rows), a, b, target) }
     });
     dw
 }
@@ -62,7 +65,7 @@ pub fn input_gradient<T: Real>(dy: &[T], weight: &[T], geometry: Geometry) -> Ve
         let b = Matrix { start: &raw const weight[channels.start * taps], row_stride: c * taps, column_stride: 1 };
         let target = (Matrix::rows_mut(&mut unfolded, width), Start::Zero);
         // SAFETY: dy is rows·out, these columns of the weight lie inside its rows; unfolded is rows·width.
-        unsafe { matmul((rows, width, out), T::ONE, a, b, target) }
+        unsafe { matmul((rows, width, out), a, b, target) }
         for (position, patch) in unfolded.chunks_exact(width).enumerate() {
             geometry.for_taps(position, |tap, pixel| {
                 let Some(pixel) = pixel else { return };

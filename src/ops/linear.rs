@@ -4,19 +4,29 @@ use std::ops::Range;
 
 use candle_core::{Result, Tensor, bail};
 
+use super::any_batch::is_alike;
 use super::buffer::unwritten;
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
+use super::packed::Packed;
 use super::parallel;
-use super::real::{Matrix, Real, Start, matmul, vectorised};
+use super::product::{Matrix, Panels, Start, matmul, matmul_alike, takes_panels};
+use super::real::{Real, vectorised};
 
 /// Rows of a product that a thread takes at least.
 const GRAIN: usize = 16;
+/// Values of the largest weight that is kept packed.
+const KEPT_VALUES: usize = 200_000;
 
 /// `x·weightᵀ + bias`.
 ///
 /// # Shapes
 /// - x `[.., in]`, weight `[out, in]` or, as a 1×1 convolution, `[out, in, 1, 1]`, bias `[out]` → `[.., out]`
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    linear_packed(x, weight, bias, None)
+}
+
+/// The same with the weight packed once.
+pub fn linear_packed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, packed: Option<&Packed>) -> Result<Tensor> {
     let (outputs, inputs) = matrix_dims(weight)?;
     let dims = x.dims();
     if dims.last() != Some(&inputs) {
@@ -33,10 +43,19 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         };
     }
     let x = x.contiguous()?;
+    let rows = x.elem_count() / inputs;
     for_float!(x, T => {
+        // Few rows are packed themselves; a large weight is next to nothing of a large network's work.
+        let is_kept = rows >= 2 * GRAIN && weight.elem_count() <= KEPT_VALUES;
+        let packed = packed.filter(|_| is_kept);
+        let panels = |w: &[T]| packed.and_then(|packed| packed.panels(weight, w.len(), || {
+            let b = Matrix::rows(w, inputs).transposed();
+            // SAFETY: the weight has out·in values.
+            vec![unsafe { Panels::pack(b, inputs, outputs) }]
+        }));
         let values = with_values::<T, _>(&x, |x| with_values::<T, _>(weight, |w| match bias {
-            Some(bias) => with_values::<T, _>(bias, |b| forward(x, w, Some(b), inputs, outputs)),
-            None => Ok(forward(x, w, None, inputs, outputs)),
+            Some(bias) => with_values::<T, _>(bias, |b| forward(x, w, Some(b), panels(w), (inputs, outputs))),
+            None => Ok(forward(x, w, None, panels(w), (inputs, outputs))),
         }))???;
         match bias {
             Some(bias) => graft("linear", &[&x, weight, bias], (values, shape), backward::<T>),
@@ -54,16 +73,34 @@ fn matrix_dims(weight: &Tensor) -> Result<(usize, usize)> {
 }
 
 /// Rows of `x` `[m, inputs]` times `w` `[outputs, inputs]` transposed.
-fn forward<T: Real>(x: &[T], w: &[T], bias: Option<&[T]>, inputs: usize, outputs: usize) -> Vec<T> {
+fn forward<T: Real>(
+    x: &[T],
+    w: &[T],
+    bias: Option<&[T]>,
+    panels: Option<&[Panels<T>]>,
+    (inputs, outputs): (usize, usize),
+) -> Vec<T> {
     let rows = x.len() / inputs;
     let mut y = unwritten(rows * outputs);
-    parallel::for_rows(&mut y, outputs, GRAIN, |range, y| {
-        let (a, b) = (Matrix::rows(&x[range.start * inputs..], inputs), Matrix::rows(w, inputs).transposed());
-        // SAFETY: x has these rows of `inputs` values, w out·in values; y is this part's own rows.
-        unsafe {
-            matmul((range.len(), outputs, inputs), T::ONE, a, b, (Matrix::rows_mut(y, outputs), Start::row(bias)))
+    let y_at = parallel::Disjoint::new(&mut y);
+    let matmul = if is_alike() { matmul_alike } else { matmul };
+    let part = |rows: Range<usize>, columns: Range<usize>| {
+        let a = Matrix::rows(&x[rows.start * inputs..], inputs);
+        let b = Matrix::rows(&w[columns.start * inputs..], inputs).transposed();
+        let start = y_at.at(rows.start * outputs + columns.start);
+        let out = Matrix { start, row_stride: outputs, column_stride: 1 };
+        let start = Start::row(bias).columns(columns.clone());
+        // SAFETY: x has these rows of `inputs` values, w these columns; y's elements are this part's own.
+        match panels {
+            Some(panels) => unsafe { panels[0].product(rows.len(), a, (out, start)) },
+            None => unsafe { matmul((rows.len(), columns.len(), inputs), a, b, (out, start)) },
         }
-    });
+    };
+    if panels.is_none() && takes_panels::<T>() && 2 * rows <= outputs {
+        parallel::map(outputs, GRAIN, |columns| part(0..rows, columns));
+    } else {
+        parallel::map(rows, GRAIN, |rows| part(rows, 0..outputs));
+    }
     y
 }
 
@@ -80,7 +117,7 @@ fn backward<T: Real>(inputs: &[&Tensor], _: &Tensor, gradient: &Tensor) -> Resul
                     let (a, b) = (Matrix::rows(&dy[range.start * out..], out), Matrix::rows(w, width));
                     let target = (Matrix::rows_mut(dx, width), Start::Zero);
                     // SAFETY: dy has these rows of `out` values, w out·in values; dx is this part's own rows.
-                    unsafe { matmul((range.len(), width, out), T::ONE, a, b, target) }
+                    unsafe { matmul((range.len(), width, out), a, b, target) }
                 })
             })?;
             Some(tensor(dx, x.shape()))
@@ -112,7 +149,7 @@ fn weight_gradient<T: Real>(dy: &[T], x: &[T], (out, width): (usize, usize)) -> 
     let product = |rows: Range<usize>, (down, across): (Range<usize>, Range<usize>), target: Matrix<*mut T>| {
         let a = Matrix { start: &raw const dy[rows.start * out + down.start], row_stride: 1, column_stride: out };
         let b = Matrix { start: &raw const x[rows.start * width + across.start], row_stride: width, column_stride: 1 };
-        unsafe { matmul((down.len(), across.len(), rows.len()), T::ONE, a, b, (target, Start::Zero)) }
+        unsafe { matmul((down.len(), across.len(), rows.len()), a, b, (target, Start::Zero)) }
     };
     let threads = parallel::parts(usize::MAX, 1);
     if threads > 1 && rows >= threads * ROWS * longer {

@@ -5,7 +5,7 @@
 //! nothing but the operations of this room: trainable code takes its additions and reshapes from here too.
 //!
 //! On the CPU they are kernels in f32 or f64, multi-threaded, their matrix products done on the tile unit where a machine
-//! has one (`tiles`), else by the `gemm` crate; on NVIDIA GPUs kernels of ours (`cuda`) where there are, else, and on
+//! has one (`tiles`), else by `product`, which leaves f64 and CPUs other than x86 to the `gemm` crate; on NVIDIA GPUs kernels of ours (`cuda`) where there are, else, and on
 //! other devices, compositions of Candle's differentiable primitives.
 //! `finite_differences.rs` holds the kernels' gradients to central differences in f64, `twins.rs` the compositions to the
 //! kernels, `tests/parity.rs` the kernels to PyTorch, and `gradient_flow.rs` the backward pass to its promises.
@@ -22,12 +22,13 @@ mod cuda;
 #[path = "cuda/absent.rs"]
 mod cuda;
 mod graft;
-mod lane_product;
 mod lanes;
 mod ledger;
 mod memory;
+mod packed;
 mod parallel;
 mod precision;
+mod product;
 mod real;
 mod tape;
 mod threads;
@@ -64,15 +65,16 @@ pub use attention::{Mask, attention};
 pub use backward::{Gradients, backward, backward_from};
 pub use cast::cast;
 pub use checkpoint::checkpoint;
-pub use conv::{Conv2d, conv2d};
+pub use conv::{Conv2d, conv2d, conv2d_packed};
 pub use deformable::deformable_sample;
 pub use elementwise::{abs, add, affine, clamp, exp, mul, square, sub};
 pub use embedding::embed;
 pub use group_norm::{Activation, Groups, group_norm};
 pub use layer_norm::layer_norm;
 pub use ledger::trace_memory;
-pub use linear::{add_per_image, linear};
+pub use linear::{add_per_image, linear, linear_packed};
 pub use memory::{fit_threads, keep_freed_memory, peak_resident_bytes, resident_bytes};
+pub use packed::Packed;
 pub use precision::{Precision, set_matmul_precision};
 pub use resample::upsample2x;
 pub use shape::{concat, narrow, repeat_rows, reshape, to_channels_first, to_channels_last};

@@ -1,9 +1,6 @@
-//! The two float types of the CPU kernels, their vectorisable elementary functions, and matrix products.
+//! The two float types of the CPU kernels and their vectorisable elementary functions.
 
-use candle_core::{DType, WithDType};
-use gemm::Parallelism;
-
-use super::tiles;
+use candle_core::WithDType;
 
 /// f32 in use, f64 in the gradient checks.
 pub trait Real:
@@ -168,159 +165,6 @@ macro_rules! vectorised {
 }
 pub(super) use vectorised;
 
-/// A matrix in memory: element (row, column) is at `start + row·row_stride + column·column_stride`.
-#[derive(Clone, Copy)]
-pub struct Matrix<P> {
-    pub start: P,
-    pub row_stride: usize,
-    pub column_stride: usize,
-}
-
-impl<T> Matrix<*const T> {
-    /// Row-major with `columns` columns.
-    pub fn rows(values: &[T], columns: usize) -> Self {
-        Self { start: values.as_ptr(), row_stride: columns, column_stride: 1 }
-    }
-
-    pub fn transposed(self) -> Self {
-        Self { start: self.start, row_stride: self.column_stride, column_stride: self.row_stride }
-    }
-}
-
-impl<T> Matrix<*mut T> {
-    pub fn rows_mut(values: &mut [T], columns: usize) -> Self {
-        Self { start: values.as_mut_ptr(), row_stride: columns, column_stride: 1 }
-    }
-}
-
-/// What a product is added to.
-#[derive(Clone, Copy)]
-pub enum Start<'a, T> {
-    Zero,
-    /// What its output holds.
-    Held,
-    /// One row for all of the output's.
-    Row(&'a [T]),
-}
-
-impl<'a, T> Start<'a, T> {
-    /// A bias, where there is one.
-    pub fn row(bias: Option<&'a [T]>) -> Self {
-        bias.map_or(Self::Zero, Self::Row)
-    }
-}
-
-/// `out [m, n] = start + scale · a [m, k] · b [k, n]`, on the calling thread: the sections of `parallel` share out the work. On
-/// the tile unit where that pays, else by the `gemm` crate.
-///
-/// # Safety
-/// The three matrices must lie inside their allocations for these sizes, no other thread may touch `out`'s elements, and a row
-/// to start from has n values.
-pub unsafe fn matmul<T: Real>(
-    (m, n, k): (usize, usize, usize),
-    scale: T,
-    a: Matrix<*const T>,
-    b: Matrix<*const T>,
-    (out, start): (Matrix<*mut T>, Start<T>),
-) {
-    debug_assert!(matches!(T::DTYPE, DType::F32 | DType::F64));
-    // SAFETY: the caller's contract.
-    if unsafe { tiles::matmul((m, n, k), scale, a, b, (out, start)) } {
-        return;
-    }
-    if let Start::Row(values) = start {
-        for row in 0..m {
-            for (i, value) in values[..n].iter().enumerate() {
-                // SAFETY: inside out, by the caller's contract.
-                unsafe { *out.start.add(row * out.row_stride + i * out.column_stride) = *value };
-            }
-        }
-    }
-    let add = !matches!(start, Start::Zero);
-    let rows = rows_for_equal_bits(n, k);
-    // SAFETY: the caller's contract; `with_more_rows` hands over matrices of its own that are as large as it says.
-    unsafe {
-        if m < rows {
-            with_more_rows((m, n, k), rows, scale, (a, b), (out, add));
-        } else {
-            by_gemm((m, n, k), scale, (a, b), (out, add));
-        }
-    }
-}
-
-/// Rows from which the `gemm` crate (0.19, `gemm_basic_generic`) sums the products of each in one way, whatever their
-/// number: with fewer it takes dot products (m·n up to 256, or a single row) or shorter portions of k (both sides up to 64).
-fn rows_for_equal_bits(n: usize, k: usize) -> usize {
-    let dot_products = 256 / n.max(1) + 1;
-    let portions = if n <= 64 && k > 512 { 65 } else { 0 };
-    dot_products.max(portions).max(2)
-}
-
-/// A product of few rows, with zeros below them: a picture must get the same bits alone and in a batch.
-///
-/// # Safety
-/// As for [`matmul`].
-unsafe fn with_more_rows<T: Real>(
-    (m, n, k): (usize, usize, usize),
-    rows: usize,
-    scale: T,
-    (a, b): (Matrix<*const T>, Matrix<*const T>),
-    (out, add): (Matrix<*mut T>, bool),
-) {
-    let (mut more, mut sums) = (vec![T::ZERO; rows * k], vec![T::ZERO; rows * n]);
-    // SAFETY: a is m·k and out m·n by the caller's contract, `more` is rows·k and `sums` rows·n with rows above m.
-    unsafe {
-        for row in 0..m {
-            for i in 0..k {
-                more[row * k + i] = *a.start.add(row * a.row_stride + i * a.column_stride);
-            }
-            for i in 0..if add { n } else { 0 } {
-                sums[row * n + i] = *out.start.add(row * out.row_stride + i * out.column_stride);
-            }
-        }
-        by_gemm((rows, n, k), scale, (Matrix::rows(&more, k), b), (Matrix::rows_mut(&mut sums, n), add));
-        for row in 0..m {
-            for i in 0..n {
-                *out.start.add(row * out.row_stride + i * out.column_stride) = sums[row * n + i];
-            }
-        }
-    }
-}
-
-/// # Safety
-/// As for [`matmul`].
-unsafe fn by_gemm<T: Real>(
-    (m, n, k): (usize, usize, usize),
-    scale: T,
-    (a, b): (Matrix<*const T>, Matrix<*const T>),
-    (out, add): (Matrix<*mut T>, bool),
-) {
-    // SAFETY: the caller's contract.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.start,
-            out.column_stride as isize,
-            out.row_stride as isize,
-            add,
-            a.start,
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.start,
-            b.column_stride as isize,
-            b.row_stride as isize,
-            T::ONE,
-            scale,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -335,31 +179,6 @@ mod tests {
             }
             let exact = Real::erf(x as f64);
             assert!((Real::erf(x) as f64 - exact).abs() <= 6e-7, "erf({x})");
-        }
-    }
-
-    /// As pictures of a batch are rows of a product. Sizes of last convolutions, of time embeddings, of attention to a
-    /// prompt's few tokens, and long sums.
-    #[test]
-    fn a_row_has_the_same_bits_whatever_the_number_of_rows() {
-        let mut rng = crate::rng::Rng::new(5, "rows test", 0);
-        for (n, k) in [(16, 128), (8, 128), (3, 144), (128, 16), (20, 32), (32, 20), (128, 512), (64, 576), (1, 40)] {
-            let mut draw = |count: usize| -> Vec<f32> { (0..count).map(|_| rng.normal() as f32).collect() };
-            let (a, b) = (draw(300 * k), draw(n * k));
-            for is_transposed in [false, true] {
-                let product = |m: usize| {
-                    let b = if is_transposed { Matrix::rows(&b, k).transposed() } else { Matrix::rows(&b, n) };
-                    let mut out = vec![0.5; m * n];
-                    let target = (Matrix::rows_mut(&mut out, n), Start::Held);
-                    // SAFETY: a has at least m·k values, b n·k, out m·n.
-                    unsafe { matmul((m, n, k), 0.3, Matrix::rows(&a, k), b, target) };
-                    out
-                };
-                let all = product(300);
-                for m in [1, 2, 3, 8, 15, 16, 17, 31, 33, 64, 65, 128, 200] {
-                    assert_eq!(product(m), all[..m * n], "{m} rows of {k} by {n}, {is_transposed}");
-                }
-            }
         }
     }
 }

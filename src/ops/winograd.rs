@@ -11,11 +11,15 @@
 
 use std::ops::Range;
 
+use candle_core::Tensor;
+
 use super::buffer::unwritten;
 use super::conv::Geometry;
 use super::lanes::{LANES, Lanes};
+use super::packed::Packed;
 use super::parallel::{self, Disjoint};
-use super::real::{Matrix, Real, Start, matmul, vectorised};
+use super::product::{Matrix, Panels, Start, matmul, takes_panels};
+use super::real::{Real, vectorised};
 use super::tiles as unit;
 
 /// Points of a transformed tile.
@@ -40,8 +44,12 @@ pub fn tiles(geometry: Geometry) -> usize {
     geometry.images * rows * columns
 }
 
-/// Tiles that a thread transforms at a time: enough that packing the weight for each product pays.
+/// Tiles that a thread transforms at a time where the weight is packed for each block of them: enough that this pays.
 const BLOCK: usize = 256;
+/// The same where it is packed before: few enough that they stay in the second-level cache beside it.
+const SMALL_BLOCK: usize = 64;
+/// Values of the largest transformed weight that is packed before.
+const PACKED: usize = 1 << 19;
 
 /// Values from one point to the next of n transformed tiles. A little more than they are, or the 16 points of a tile would
 /// share a few sets of the first-level cache where n·width is a power of two.
@@ -49,9 +57,9 @@ fn stride(n: usize, width: usize) -> usize {
     n * width + LANES
 }
 
-/// The tiles of `range` in nearly equal blocks, (first, number).
-fn blocks(range: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
-    let parts = range.len().div_ceil(BLOCK);
+/// The tiles of `range` in nearly equal blocks of at most `largest`, (first, number).
+fn blocks(range: Range<usize>, largest: usize) -> impl Iterator<Item = (usize, usize)> {
+    let parts = range.len().div_ceil(largest);
     (0..parts).map(move |part| {
         let own = parallel::range(range.len(), parts, part);
         (range.start + own.start, own.len())
@@ -88,13 +96,19 @@ impl Shares {
 
 /// # Shapes
 /// - x `[images, h, w, c]`, weight `[out, c, 3, 3]` → `[images, h', w', out]`
-pub fn forward<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, geometry: Geometry) -> Vec<T> {
-    multiply(x, weight, bias, geometry, Pass::Forward)
+pub fn forward<T: Real>(
+    x: &[T],
+    weight: &[T],
+    bias: Option<&[T]>,
+    geometry: Geometry,
+    keep: Option<(&Packed, &Tensor)>,
+) -> Vec<T> {
+    multiply(x, weight, bias, geometry, Pass::Forward, keep)
 }
 
 /// The gradient of the input; `flipped` is the geometry of the convolution from dy back to x, the weight stays as it is.
 pub fn input_gradient<T: Real>(dy: &[T], weight: &[T], flipped: Geometry) -> Vec<T> {
-    multiply(dy, weight, None, flipped, Pass::InputGradient)
+    multiply(dy, weight, None, flipped, Pass::InputGradient, None)
 }
 
 /// What the weight `[out, c, 3, 3]` is multiplied for.
@@ -147,32 +161,76 @@ vectorised! {
     }
 }
 
+/// A transformed weight as a right factor at each point.
+struct Factor<T> {
+    u: Vec<T>,
+    /// In, out, of the pass.
+    channels: (usize, usize),
+    pass: Pass,
+}
+
+impl<T: Real> Factor<T> {
+    fn new(weight: &[T], (c, out): (usize, usize), pass: Pass) -> Self {
+        let channels = if pass == Pass::Forward { (c, out) } else { (out, c) };
+        Self { u: transformed(weight, channels, pass), channels: (c, out), pass } // [16, out, c] as the weight has them
+    }
+
+    /// `[c, out]` from an output channel on.
+    fn at(&self, point: usize, column: usize) -> Matrix<*const T> {
+        let (c, out) = self.channels;
+        let u = &self.u[point * c * out..][..c * out];
+        match self.pass {
+            Pass::Forward => Matrix::rows(&u[column * c..], c).transposed(),
+            Pass::InputGradient => Matrix::rows(&u[column..], out),
+        }
+    }
+
+    fn panels(&self) -> Vec<Panels<T>> {
+        let (c, out) = self.channels;
+        // SAFETY: at each point u has c·out values.
+        let pack = |point| unsafe { Panels::pack(self.at(point, 0), c, out) };
+        parallel::map(POINTS, 1, |points| points.map(pack).collect::<Vec<_>>()).into_iter().flatten().collect()
+    }
+}
+
 /// The convolution of x. Where the transformed weight does not stay in the caches, each thread takes some of its channels
-/// for all tiles; else some of the tiles.
-fn multiply<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, geometry: Geometry, pass: Pass) -> Vec<T> {
+/// for all tiles; else some of the tiles. A small weight is packed once for all of them.
+fn multiply<T: Real>(
+    x: &[T],
+    weight: &[T],
+    bias: Option<&[T]>,
+    geometry: Geometry,
+    pass: Pass,
+    keep: Option<(&Packed, &Tensor)>,
+) -> Vec<T> {
     if let Some(y) = unit::winograd::convolve(x, weight, bias, geometry, pass) {
         return y;
     }
     let (c, out) = geometry.channels;
-    let channels = if pass == Pass::Forward { (c, out) } else { (out, c) };
-    let u = transformed(weight, channels, pass); // [16, out, c] as the weight has them
+    let is_packed = takes_panels::<T>() && POINTS * c * out <= PACKED;
+    let panels = || Factor::new(weight, (c, out), pass).panels();
+    let kept = keep.filter(|_| is_packed);
+    let kept = kept.and_then(|(packed, weight)| packed.panels(weight, POINTS * c * out, panels));
+    let factor = if is_packed { None } else { Some(Factor::new(weight, (c, out), pass)) };
+    let once = if is_packed && kept.is_none() { panels() } else { Vec::new() };
+    let panels = kept.unwrap_or(&once);
+    let block = if is_packed { SMALL_BLOCK } else { BLOCK };
     let mut y = unwritten(geometry.positions() * out);
     let y_at = Disjoint::new(&mut y);
     Shares::of(geometry, geometry.is_wide(), 16).for_each(geometry, |_, columns, tiles| {
         let width = columns.len();
-        let (mut v, mut m) = (unwritten(POINTS * stride(BLOCK, c)), unwritten(POINTS * stride(BLOCK, width)));
-        for (first, n) in blocks(tiles) {
+        let (mut v, mut m) = (unwritten(POINTS * stride(block, c)), unwritten(POINTS * stride(block, width)));
+        for (first, n) in blocks(tiles, block) {
             input_tiles(&mut v, x, (first, n), geometry);
             for point in 0..POINTS {
                 let a = Matrix::rows(&v[point * stride(n, c)..], c);
-                let u = &u[point * c * out..][..c * out];
-                let b = match pass {
-                    Pass::Forward => Matrix::rows(&u[columns.start * c..], c).transposed(),
-                    Pass::InputGradient => Matrix::rows(&u[columns.start..], out),
-                };
                 let target = (Matrix::rows_mut(&mut m[point * stride(n, width)..], width), Start::Zero);
-                // SAFETY: at each point v holds n·c, u c·out and m n·width values.
-                unsafe { matmul((n, width, c), T::ONE, a, b, target) }
+                // SAFETY: at each point v holds n·c, the factor c·out and m n·width values; panels have all columns, as
+                // this share has where the weight is small.
+                match &factor {
+                    Some(factor) => unsafe { matmul((n, width, c), a, factor.at(point, columns.start), target) },
+                    None => unsafe { panels[point].product(n, a, target) },
+                }
             }
             output_tiles(&y_at, &m, bias, columns.clone(), (first, n), geometry);
         }
@@ -307,7 +365,7 @@ pub fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T>
         let width = columns.len();
         let (mut v, mut z) = (unwritten(POINTS * stride(BLOCK, c)), unwritten(POINTS * stride(BLOCK, width)));
         let mut mode = Start::Zero;
-        for (first, n) in blocks(tiles) {
+        for (first, n) in blocks(tiles, BLOCK) {
             input_tiles(&mut v, x, (first, n), geometry);
             gradient_tiles(&mut z, dy, columns.clone(), (first, n), geometry);
             for point in 0..POINTS {
@@ -316,7 +374,7 @@ pub fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T>
                 let start = du_at.at(part * points + (point * out + columns.start) * c);
                 let target = Matrix { start, row_stride: c, column_stride: 1 };
                 // SAFETY: at each point z holds n·width and v n·c values; these rows of du are this share's alone.
-                unsafe { matmul((width, c, n), T::ONE, a, b, (target, mode)) }
+                unsafe { matmul((width, c, n), a, b, (target, mode)) }
             }
             mode = Start::Held;
         }

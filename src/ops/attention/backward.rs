@@ -4,10 +4,10 @@
 use super::Sizes;
 use super::kernel::{KEYS, Tile, exp_or_zero};
 use crate::ops::buffer::{Aligned, unwritten};
-use crate::ops::lane_product::lane_product;
 use crate::ops::lanes::LANES;
 use crate::ops::parallel;
-use crate::ops::real::{Matrix, Real, vectorised};
+use crate::ops::product::{Matrix, Start, lane_product};
+use crate::ops::real::{Real, vectorised};
 
 /// dq, dk, dv; each head belongs to one thread.
 pub fn backward_heads<T: Real>(
@@ -42,19 +42,24 @@ pub fn backward_heads<T: Real>(
                     }
                     let [p, ds] = [&mut p, &mut ds].map(|x| &mut x[..keys.len() * tile.lanes]);
                     sizes.scores((k, bias), at, (tile, &queries.turned), keys.clone(), p);
-                    let by_query = (keys.len(), tile.lanes, d);
-                    let by_key = (keys.len(), padded, tile.lanes);
-                    let [p_rows, ds_rows] = [&*p, &*ds].map(|x| Matrix::rows(x, tile.lanes));
+                    let lanes = tile.lanes;
+                    let by_query = (keys.len(), lanes, d);
+                    let by_key = (keys.len(), padded, lanes);
                     // SAFETY: k and v have these keys of d values; p and ds a row of `lanes` for each, the blocks one of
                     // `padded`, what is turned d rows of `lanes`, the others a row of `padded` for each lane.
                     unsafe {
-                        let turned = queries.dy_turned.as_ptr();
-                        lane_product(by_query, sizes.keys(v, at, first), turned, (ds.as_mut_ptr(), false));
+                        let (turned, of_ds) = (Matrix::rows(&queries.dy_turned, lanes), Matrix::rows_mut(ds, lanes));
+                        lane_product(by_query, sizes.keys(v, at, first), turned, (of_ds, Start::Zero));
                         slopes(p, ds, &queries.denominators, &queries.dots);
-                        lane_product(by_key, p_rows, queries.dy.as_ptr(), (dv_block.as_mut_ptr(), true));
-                        lane_product(by_key, ds_rows, queries.q.as_ptr(), (dk_block.as_mut_ptr(), true));
-                        let (by_width, k) = ((d, tile.lanes, keys.len()), sizes.keys(k, at, first).transposed());
-                        lane_product(by_width, k, ds.as_ptr(), (queries.dq_turned.as_mut_ptr(), true));
+                        let [p_rows, ds_rows] = [&*p, &*ds].map(|x| Matrix::rows(x, lanes));
+                        let [dy, q] = [&queries.dy, &queries.q].map(|x| Matrix::rows(x, padded));
+                        let [dk, dv] =
+                            [&mut *dk_block, &mut *dv_block].map(|x| (Matrix::rows_mut(x, padded), Start::Held));
+                        lane_product(by_key, p_rows, dy, dv);
+                        lane_product(by_key, ds_rows, q, dk);
+                        let (by_width, k) = ((d, lanes, keys.len()), sizes.keys(k, at, first).transposed());
+                        let dq = (Matrix::rows_mut(&mut queries.dq_turned, lanes), Start::Held);
+                        lane_product(by_width, k, ds_rows, dq);
                     }
                 }
                 for (i, key) in keys.enumerate() {

@@ -4,9 +4,9 @@
 use super::Sizes;
 use super::kernel::{KEYS, Tile, exp_or_zero};
 use crate::ops::buffer::{Aligned, unwritten};
-use crate::ops::lane_product::lane_product;
 use crate::ops::lanes::LANES;
 use crate::ops::parallel;
+use crate::ops::product::{Matrix, Start, lane_product};
 use crate::ops::real::{Real, vectorised};
 
 /// Values that the tiles hold at most which read a block of keys one after the other, while it is in the cache: a quarter of a
@@ -36,7 +36,11 @@ pub fn forward_heads<T: Real>([q, k, v]: [&[T]; 3], bias: Option<&[T]>, sizes: S
                     let (product, values) =
                         ((d, queries.tile.lanes, keys.len()), sizes.keys(v, at, first).transposed());
                     // SAFETY: v has these keys of d values, scores a row for each, out d rows.
-                    unsafe { lane_product(product, values, scores.as_ptr(), (queries.out.as_mut_ptr(), true)) }
+                    unsafe {
+                        let (lanes, out) = (queries.tile.lanes, &mut queries.out);
+                        let target = (Matrix::rows_mut(out, lanes), Start::Held);
+                        lane_product(product, values, Matrix::rows(scores, lanes), target)
+                    }
                 }
             }
             for Queries { tile, top, sums, out, .. } in &mut queries {

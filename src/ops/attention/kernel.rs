@@ -10,10 +10,10 @@ use super::Sizes;
 use super::backward::backward_heads;
 use super::forward::forward_heads;
 use crate::ops::buffer::Aligned;
-use crate::ops::lane_product::lane_product;
 use crate::ops::lanes::LANES;
 use crate::ops::parallel;
-use crate::ops::real::{Matrix, Real};
+use crate::ops::product::{Matrix, Start, lane_product};
+use crate::ops::real::Real;
 use crate::ops::tiles;
 use crate::ops::transpose::transpose;
 
@@ -99,7 +99,10 @@ impl Sizes {
         let sizes = (keys.len(), tile.lanes, self.d);
         debug_assert!(scores.len() == sizes.0 * sizes.1 && queries.len() == sizes.1 * sizes.2);
         // SAFETY: k has these keys of d values; queries and scores are as large as asserted.
-        unsafe { lane_product(sizes, self.keys(k, at, keys.start), queries.as_ptr(), (scores.as_mut_ptr(), false)) }
+        unsafe {
+            let target = (Matrix::rows_mut(scores, tile.lanes), Start::Zero);
+            lane_product(sizes, self.keys(k, at, keys.start), Matrix::rows(queries, tile.lanes), target)
+        }
         if self.is_causal {
             for (key, scores) in keys.clone().zip(scores.chunks_exact_mut(tile.lanes)) {
                 scores[..key.saturating_sub(tile.first).min(tile.lanes)].fill(T::of(f64::NEG_INFINITY));

@@ -1,6 +1,7 @@
 //! Machines without the tile unit: nothing is done on it.
 
-use super::real::{Matrix, Real, Start};
+use super::product::{Matrix, Start};
+use super::real::Real;
 
 /// Whether this machine has the unit.
 pub fn available() -> bool {

@@ -27,7 +27,8 @@ use self::pack::{Factor, Side, Sum};
 pub use self::unit::available;
 use self::unit::{Registers, Step, Tiles};
 use super::precision::{Precision, matmul_precision};
-use super::real::{Matrix, Real, Start};
+use super::product::{Matrix, Start};
+use super::real::Real;
 
 /// Rows or columns of an output tile.
 const SIDE: usize = 16;
@@ -57,7 +58,7 @@ use for_planes;
 /// returns whether it was done.
 ///
 /// # Safety
-/// As for `real::matmul`.
+/// As for `product::matmul`.
 pub unsafe fn matmul<T: Real>(
     sizes: (usize, usize, usize),
     scale: T,

@@ -262,7 +262,7 @@ mod tests {
                 assert!(error < 2e-6 * largest, "{name} of {images}x{h}x{w}x{c} to {out}: {:e}", error / largest);
             };
             let y = multiply(&x, &weight, Some(&bias), geometry, Pass::Forward);
-            check("y", y, winograd::forward(&x64, &w64, Some(&b64), geometry));
+            check("y", y, winograd::forward(&x64, &w64, Some(&b64), geometry, None));
             let dx = multiply(&dy, &weight, None, back, Pass::InputGradient);
             check("dx", dx, winograd::input_gradient(&dy64, &w64, back));
             if let Some(dw) = weight_gradient(&dy, &x, geometry) {

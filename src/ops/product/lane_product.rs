@@ -1,42 +1,54 @@
 //! Products of matrices that lie in a cache, as they lie there: nothing is packed. The result has sixteen columns to a
 //! register (of AVX-512; other machines take several), and elements of the left factor are spread over all lanes as they are
-//! read, whatever its strides. The `gemm` crate packs both factors each time, which small products are not worth.
+//! read, whatever its strides. Each element of the result is one sum, a term after the other, whatever is beside it.
 
 use candle_core::DType;
 
-use super::lanes::{LANES, Lanes};
-use super::parallel;
-use super::real::{Matrix, Real};
+use super::matrix::{Matrix, Start};
+use crate::ops::lanes::{LANES, Lanes};
+use crate::ops::parallel;
+use crate::ops::real::Real;
 
 /// Sums side by side along a row: with them and a row's value, eight rows fill the 32 registers of AVX-512.
-const WIDEST: usize = 3;
+pub const WIDEST: usize = 3;
 
-/// `out [m, n] = a [m, k] · b [k, n]`, or added to what `out` holds; n is a multiple of [`LANES`], rows of b and out are n apart.
+/// An output and what it starts from.
+type Target<'a, T> = (Matrix<*mut T>, Start<'a, T>);
+
+/// `out [m, n] = start + a [m, k] · b [k, n]`; n is a multiple of [`LANES`], and rows of b and out lie in one piece.
 ///
 /// # Safety
-/// The three lie inside their allocations for these sizes, and no other thread touches `out`.
+/// As for [`super::matmul`].
 pub unsafe fn lane_product<T: Real>(
     sizes: (usize, usize, usize),
     a: Matrix<*const T>,
-    b: *const T,
-    (out, adds): (*mut T, bool),
+    b: Matrix<*const T>,
+    (out, start): Target<T>,
 ) {
-    debug_assert!(sizes.1.is_multiple_of(LANES));
+    debug_assert!(sizes.1.is_multiple_of(LANES) && (b.column_stride, out.column_stride) == (1, 1));
     #[cfg(target_arch = "x86_64")]
     if T::DTYPE == DType::F32 {
-        let single = Matrix { start: a.start.cast(), row_stride: a.row_stride, column_stride: a.column_stride };
-        // SAFETY: the caller's contract, and the machine has what each is compiled for.
+        // SAFETY: the caller's contract, T is f32, and the machine has what each is compiled for.
         unsafe {
+            let start = start.cast();
             if is_x86_feature_detected!("avx512f") {
-                return x86::avx512(sizes, single, b.cast(), (out.cast(), adds));
+                return x86::avx512(sizes, a.cast(), b.cast(), (out.cast_mut(), start));
             }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                return x86::avx2(sizes, single, b.cast(), (out.cast(), adds));
+            if fuses() {
+                return x86::avx2(sizes, a.cast(), b.cast(), (out.cast_mut(), start));
             }
         }
     }
     // SAFETY: the caller's contract.
-    unsafe { product::<T, Lanes<T>, 2>(sizes, a, b, (out, adds)) }
+    unsafe { product::<T, Lanes<T>, 2>(sizes, a, b, (out, start)) }
+}
+
+/// Whether the machine has one of the instruction sets that this is written for.
+pub fn fuses() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// Sixteen values.
@@ -77,15 +89,16 @@ impl<T: Real> Vector<T> for Lanes<T> {
 unsafe fn product<T: Real, V: Vector<T>, const R: usize>(
     sizes: (usize, usize, usize),
     a: Matrix<*const T>,
-    b: *const T,
-    (out, adds): (*mut T, bool),
+    b: Matrix<*const T>,
+    (out, start): Target<T>,
 ) {
     let vectors = sizes.1 / LANES;
     let chunks = vectors.div_ceil(WIDEST);
     for chunk in (0..chunks).map(|chunk| parallel::range(vectors, chunks, chunk)) {
+        let first = chunk.start * LANES;
         // SAFETY: the caller's contract: these columns are inside b and out.
         unsafe {
-            let (b, out) = (b.add(chunk.start * LANES), (out.add(chunk.start * LANES), adds));
+            let (b, out) = (b.from(0, first), (out.from_mut(0, first), start.columns(first..chunk.end * LANES)));
             match chunk.len() {
                 3 => columns::<T, V, R, 3>(sizes, a, b, out),
                 2 => columns::<T, V, R, 2>(sizes, a, b, out),
@@ -98,25 +111,24 @@ unsafe fn product<T: Real, V: Vector<T>, const R: usize>(
 /// `W` registers' columns of all rows.
 #[inline(always)]
 unsafe fn columns<T: Real, V: Vector<T>, const R: usize, const W: usize>(
-    sizes: (usize, usize, usize),
+    (m, _, k): (usize, usize, usize),
     a: Matrix<*const T>,
-    b: *const T,
-    out: (*mut T, bool),
+    b: Matrix<*const T>,
+    out: Target<T>,
 ) {
-    let m = sizes.0;
     let mut row = 0;
     // SAFETY: the caller's contract; rows end at m.
     unsafe {
         while row + R <= m {
-            rows::<T, V, R, W>(row, sizes, a, b, out);
+            rows::<T, V, R, W>(row, k, a, b, out);
             row += R;
         }
         if R > 4 && row + 4 <= m {
-            rows::<T, V, 4, W>(row, sizes, a, b, out);
+            rows::<T, V, 4, W>(row, k, a, b, out);
             row += 4;
         }
         while row < m {
-            rows::<T, V, 1, W>(row, sizes, a, b, out);
+            rows::<T, V, 1, W>(row, k, a, b, out);
             row += 1;
         }
     }
@@ -126,39 +138,49 @@ unsafe fn columns<T: Real, V: Vector<T>, const R: usize, const W: usize>(
 #[allow(clippy::needless_range_loop)] // Loops over constants, which the compiler unrolls into registers.
 unsafe fn rows<T: Real, V: Vector<T>, const R: usize, const W: usize>(
     first: usize,
-    (_, n, k): (usize, usize, usize),
+    k: usize,
     a: Matrix<*const T>,
-    b: *const T,
-    (out, adds): (*mut T, bool),
+    b: Matrix<*const T>,
+    (target, start): Target<T>,
 ) {
     // SAFETY: the caller's contract: R rows from `first` on are inside a and out, W·16 columns inside b and out.
     unsafe {
         let mut sums = [[V::all(T::ZERO); W]; R];
-        if adds {
-            for r in 0..R {
-                for w in 0..W {
-                    sums[r][w] = V::load(out.add((first + r) * n + w * LANES));
+        let out = target.start.add(first * target.row_stride);
+        let row_apart = target.row_stride;
+        for r in 0..R {
+            for w in 0..W {
+                match start {
+                    Start::Zero => {}
+                    Start::Held => sums[r][w] = V::load(out.add(r * row_apart + w * LANES)),
+                    Start::Row(row) => sums[r][w] = V::load(row.as_ptr().add(w * LANES)),
                 }
             }
         }
-        let (mut left, mut right) = (a.start.add(first * a.row_stride), b);
+        // Hidden from the compiler, which would step from each row's address to the next row's: as many additions in a chain
+        // as there are rows, in every turn of the loop.
+        let mut left = [a.start; R];
+        for r in 0..R {
+            left[r] = std::hint::black_box(a.from(first + r, 0).start);
+        }
+        let (mut place, mut right) = (0, b.start);
         for _ in 0..k {
             let mut row = [V::all(T::ZERO); W];
             for w in 0..W {
                 row[w] = V::load(right.add(w * LANES));
             }
             for r in 0..R {
-                let value = V::all(*left.add(r * a.row_stride));
+                let value = V::all(*left[r].add(place));
                 for w in 0..W {
                     sums[r][w] = sums[r][w].plus(value, row[w]);
                 }
             }
-            left = left.wrapping_add(a.column_stride);
-            right = right.wrapping_add(n);
+            place += a.column_stride;
+            right = right.wrapping_add(b.row_stride);
         }
         for r in 0..R {
             for w in 0..W {
-                sums[r][w].store(out.add((first + r) * n + w * LANES));
+                sums[r][w].store(out.add(r * row_apart + w * LANES));
             }
         }
     }
@@ -168,7 +190,7 @@ unsafe fn rows<T: Real, V: Vector<T>, const R: usize, const W: usize>(
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Matrix, Vector, product};
+    use super::{Matrix, Target, Vector, product};
 
     impl Vector<f32> for __m512 {
         #[inline(always)]
@@ -220,7 +242,7 @@ mod x86 {
     /// # Safety
     /// As for `lane_product`.
     #[target_feature(enable = "avx512f")]
-    pub unsafe fn avx512(sizes: (usize, usize, usize), a: Matrix<*const f32>, b: *const f32, out: (*mut f32, bool)) {
+    pub unsafe fn avx512(sizes: (usize, usize, usize), a: Matrix<*const f32>, b: Matrix<*const f32>, out: Target<f32>) {
         // SAFETY: the caller's contract.
         unsafe { product::<f32, __m512, 8>(sizes, a, b, out) }
     }
@@ -228,7 +250,7 @@ mod x86 {
     /// # Safety
     /// As for `lane_product`.
     #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn avx2(sizes: (usize, usize, usize), a: Matrix<*const f32>, b: *const f32, out: (*mut f32, bool)) {
+    pub unsafe fn avx2(sizes: (usize, usize, usize), a: Matrix<*const f32>, b: Matrix<*const f32>, out: Target<f32>) {
         // SAFETY: the caller's contract. Twelve sums of the sixteen registers.
         unsafe { product::<f32, Pair, 2>(sizes, a, b, out) }
     }
@@ -258,19 +280,24 @@ mod tests {
                 fn factor<T>(values: &[T], (m, k): (usize, usize), is_turned: bool) -> Matrix<*const T> {
                     if is_turned { Matrix::rows(values, m).transposed() } else { Matrix::rows(values, k) }
                 }
-                for adds in [false, true] {
-                    let start = if adds { 0.5 } else { 0.0 };
+                let (row, row32) = (vec![0.5; n], vec![0.5; n]);
+                for (start, start32, begin) in [
+                    (Start::Zero, Start::Zero, 0.0),
+                    (Start::Held, Start::Held, 0.5),
+                    (Start::Row(&row), Start::Row(&row32), 0.5),
+                ] {
                     let (mut wide, mut out, mut portable) = (vec![0.5; m * n], vec![0.5; m * n], vec![0.5; m * n]);
                     let (left, left32) = (factor(&a, (m, k), is_turned), factor(&a32, (m, k), is_turned));
                     // SAFETY: all are as large as said.
                     unsafe {
-                        lane_product((m, n, k), left, b.as_ptr(), (wide.as_mut_ptr(), adds));
-                        lane_product((m, n, k), left32, b32.as_ptr(), (out.as_mut_ptr(), adds));
-                        let to = (portable.as_mut_ptr(), adds);
-                        product::<f32, Lanes<f32>, 2>((m, n, k), left32, b32.as_ptr(), to);
+                        lane_product((m, n, k), left, Matrix::rows(&b, n), (Matrix::rows_mut(&mut wide, n), start));
+                        let right32 = Matrix::rows(&b32, n);
+                        lane_product((m, n, k), left32, right32, (Matrix::rows_mut(&mut out, n), start32));
+                        let to = (Matrix::rows_mut(&mut portable, n), start32);
+                        product::<f32, Lanes<f32>, 2>((m, n, k), left32, right32, to);
                     }
                     for (i, exact) in expected.iter().enumerate() {
-                        let exact = exact + start;
+                        let exact = exact + begin;
                         assert!((wide[i] - exact).abs() < 1e-12, "{m} {n} {k}");
                         for found in [out[i], portable[i]] {
                             assert!((f64::from(found) - exact).abs() < 1e-6 * (k as f64 + 9.0), "{m} {n} {k}");
@@ -294,8 +321,9 @@ mod tests {
         let (mut wide, mut narrow) = (vec![0f32; m * n], vec![0f32; m * n]);
         // SAFETY: all are as large as said; AVX-512 machines have AVX2.
         unsafe {
-            x86::avx512((m, n, k), Matrix::rows(&a, k), b.as_ptr(), (wide.as_mut_ptr(), false));
-            x86::avx2((m, n, k), Matrix::rows(&a, k), b.as_ptr(), (narrow.as_mut_ptr(), false));
+            let (a, b) = (Matrix::rows(&a, k), Matrix::rows(&b, n));
+            x86::avx512((m, n, k), a, b, (Matrix::rows_mut(&mut wide, n), Start::Zero));
+            x86::avx2((m, n, k), a, b, (Matrix::rows_mut(&mut narrow, n), Start::Zero));
         }
         assert_eq!(wide, narrow, "the same multiplications in the same order");
     }
