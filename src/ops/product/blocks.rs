@@ -3,8 +3,8 @@
 //! The right factor is packed into *panels*, as many columns as fill the registers, the left one is read where it lies: an
 //! element of it serves a whole panel's width. Where the left factor has few rows and the right one lies by columns (a
 //! layer's weight), the left one's rows become the panels and the result is turned round, so that no weight is ever packed
-//! for a few rows. Either way an element of the result is one sum in the order of k: neither sizes nor blocks nor the
-//! number of threads change its bits.
+//! for a few rows. Either way an element of the result is a sum of sums over [`DEPTH`] places: neither sizes nor threads
+//! change its bits.
 
 use std::ops::Range;
 
@@ -23,7 +23,7 @@ const WIDTH: usize = WIDEST * LANES;
 /// Places along k that are multiplied at a time: so much of a panel stays in the first-level cache.
 const DEPTH: usize = 192;
 /// Places packed at a time.
-const PACKED: usize = 576;
+const PACKED: usize = 3 * DEPTH;
 /// Rows at a time.
 const ROWS: usize = 64;
 /// Columns packed at a time.
@@ -95,10 +95,9 @@ pub unsafe fn product<T: Real>(
         // SAFETY: the caller's contract.
         return unsafe { turned((m, n, k), a, b, (out, start)) };
     }
-    let parts = k.div_ceil(PACKED);
-    let mut pack = Aligned::unwritten(COLUMNS.min(n.next_multiple_of(LANES)) * k.div_ceil(parts.max(1)));
+    let mut pack = Aligned::unwritten(COLUMNS.min(n.next_multiple_of(LANES)) * PACKED.min(k));
     for columns in steps(n, COLUMNS) {
-        for places in (0..parts).map(|part| parallel::range(k, parts, part)) {
+        for places in steps(k, PACKED) {
             let (a, count) = (a.from(0, places.start), places.len());
             let start = if places.start == 0 { start.columns(columns.clone()) } else { Start::Held };
             let target = (out.from_mut(0, columns.start), start);
@@ -193,12 +192,11 @@ unsafe fn by_panels<T: Real>(
     (out, start): Target<T>,
 ) {
     debug_assert!(out.column_stride == 1);
-    let parts = k.div_ceil(DEPTH);
     // Few values side by side, each place in another page and many in few sets of the caches: they are brought together.
     let is_far = a.row_stride == 1 && a.column_stride > ROWS;
-    let mut near = Aligned::unwritten(if is_far { ROWS * k.div_ceil(parts.max(1)) } else { 0 });
+    let mut near = Aligned::unwritten(if is_far { ROWS * DEPTH.min(k) } else { 0 });
     for rows in steps(m, ROWS) {
-        for places in (0..parts).map(|part| parallel::range(k, parts, part)) {
+        for places in steps(k, DEPTH) {
             let start = if places.start == 0 { start } else { Start::Held };
             let mut a = a.from(rows.start, places.start);
             if is_far {
@@ -294,7 +292,7 @@ mod tests {
     /// Every layout and start, more and fewer than a block's rows, columns and places, by what a plain loop gives: bit by
     /// bit, since both fuse each multiplication with its addition.
     #[test]
-    fn products_are_sums_in_the_order_of_k() {
+    fn products_are_sums_of_sums_in_the_order_of_k() {
         if !available::<f32>() {
             return; // The `gemm` crate makes all products.
         }
@@ -318,9 +316,9 @@ mod tests {
                 for (row, column) in (0..m).flat_map(|row| (0..n).map(move |column| (row, column))) {
                     let at = &mut expected[row * (n + 3) + column];
                     // SAFETY: inside the matrices.
-                    *at = (0..k).fold(unsafe { start.at(column, at) }, |sum, i| unsafe {
-                        (*left.from(row, i).start).mul_add(*right.from(i, column).start, sum)
-                    });
+                    let term = |i: usize| unsafe { (*left.from(row, i).start, *right.from(i, column).start) };
+                    let sum = |places: Range<usize>| places.map(term).fold(0f32, |sum, (a, b)| a.mul_add(b, sum));
+                    *at = steps(k, DEPTH).map(sum).fold(unsafe { start.at(column, at) }, |sum, part| sum + part);
                 }
                 assert!(out == expected, "{m} {n} {k}, layout {layout}");
                 assert!(packed == expected, "{m} {n} {k}, layout {layout}, packed before");

@@ -58,6 +58,8 @@ trait Vector<T>: Copy {
     unsafe fn store(self, to: *mut T);
     /// self + a·b
     fn plus(self, a: Self, b: Self) -> Self;
+    /// self + other
+    fn and(self, other: Self) -> Self;
 }
 
 impl<T: Real> Vector<T> for Lanes<T> {
@@ -78,6 +80,10 @@ impl<T: Real> Vector<T> for Lanes<T> {
     #[inline(always)]
     fn plus(self, a: Self, b: Self) -> Self {
         self + a * b
+    }
+    #[inline(always)]
+    fn and(self, other: Self) -> Self {
+        self + other
     }
 }
 
@@ -148,15 +154,6 @@ unsafe fn rows<T: Real, V: Vector<T>, const R: usize, const W: usize>(
         let mut sums = [[V::all(T::ZERO); W]; R];
         let out = target.start.add(first * target.row_stride);
         let row_apart = target.row_stride;
-        for r in 0..R {
-            for w in 0..W {
-                match start {
-                    Start::Zero => {}
-                    Start::Held => sums[r][w] = V::load(out.add(r * row_apart + w * LANES)),
-                    Start::Row(row) => sums[r][w] = V::load(row.as_ptr().add(w * LANES)),
-                }
-            }
-        }
         // Hidden from the compiler, which would step from each row's address to the next row's: as many additions in a chain
         // as there are rows, in every turn of the loop.
         let mut left = [a.start; R];
@@ -180,7 +177,14 @@ unsafe fn rows<T: Real, V: Vector<T>, const R: usize, const W: usize>(
         }
         for r in 0..R {
             for w in 0..W {
-                sums[r][w].store(out.add(r * row_apart + w * LANES));
+                let to = out.add(r * row_apart + w * LANES);
+                // What is added comes last: the terms lose less beside each other than beside a larger sum.
+                let sum = match start {
+                    Start::Zero => sums[r][w],
+                    Start::Held => sums[r][w].and(V::load(to)),
+                    Start::Row(row) => sums[r][w].and(V::load(row.as_ptr().add(w * LANES))),
+                };
+                sum.store(to);
             }
         }
     }
@@ -210,6 +214,10 @@ mod x86 {
         fn plus(self, a: Self, b: Self) -> Self {
             unsafe { _mm512_fmadd_ps(a, b, self) }
         }
+        #[inline(always)]
+        fn and(self, other: Self) -> Self {
+            unsafe { _mm512_add_ps(self, other) }
+        }
     }
 
     #[derive(Clone, Copy)]
@@ -236,6 +244,10 @@ mod x86 {
         #[inline(always)]
         fn plus(self, a: Self, b: Self) -> Self {
             unsafe { Self(_mm256_fmadd_ps(a.0, b.0, self.0), _mm256_fmadd_ps(a.1, b.1, self.1)) }
+        }
+        #[inline(always)]
+        fn and(self, other: Self) -> Self {
+            unsafe { Self(_mm256_add_ps(self.0, other.0), _mm256_add_ps(self.1, other.1)) }
         }
     }
 
