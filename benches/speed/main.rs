@@ -4,6 +4,7 @@
 //! for a script, `cargo bench -- --profile` where a U-Net's time goes. `scripts/bench_vs_torch.py` runs it with `--serve`.
 
 mod case;
+mod instructions;
 mod networks;
 mod operations;
 mod place;
@@ -41,6 +42,9 @@ struct Args {
     /// Time by operation of the SD1.4 U-Net's forward pass
     #[arg(long)]
     profile: bool,
+    /// What the CPU's multiply-adds reach by themselves, in f32 and bf16
+    #[arg(long)]
+    instructions: bool,
     /// Profile: images of a set; 1 is Stable Diffusion itself
     #[arg(long, default_value_t = 1, value_name = "N")]
     images: usize,
@@ -75,6 +79,9 @@ fn run(args: Args) -> Result<()> {
     let patience = Patience { seconds: args.seconds };
     if args.serve {
         return serve::serve();
+    }
+    if args.instructions {
+        return instructions::instructions();
     }
     if args.profile {
         ensure!(args.size > 0 && args.size.is_multiple_of(64), "--size {}: not a multiple of 64", args.size);
