@@ -98,13 +98,13 @@ pub unsafe fn product<T: Real>(
     let mut pack = Aligned::unwritten(COLUMNS.min(n.next_multiple_of(LANES)) * PACKED.min(k));
     for columns in steps(n, COLUMNS) {
         for places in steps(k, PACKED) {
-            let (a, count) = (a.from(0, places.start), places.len());
+            let (a, count) = (a.at(0, places.start), places.len());
             let start = if places.start == 0 { start.columns(columns.clone()) } else { Start::Held };
-            let target = (out.from_mut(0, columns.start), start);
+            let target = (out.at_mut(0, columns.start), start);
             // SAFETY: the caller's contract; the pack holds these columns, filled up, at so many places.
             unsafe {
-                pack_panels(b.from(places.start, columns.start), count, columns.len(), &mut pack);
-                by_panels((m, columns.len(), count), a, |panel, place| panel.of(&pack, count, place), target);
+                pack_panels(b.at(places.start, columns.start), count, columns.len(), &mut pack);
+                by_panels((m, columns.len(), count), a, &pack, target);
             }
         }
     }
@@ -133,7 +133,7 @@ impl<T: Real> Panels<T> {
     /// As for [`super::matmul`]; rows of out lie in one piece.
     pub unsafe fn product(&self, m: usize, a: Matrix<*const T>, target: Target<T>) {
         // SAFETY: the caller's contract.
-        unsafe { by_panels((m, self.n, self.k), a, |panel, place| panel.of(&self.values, self.k, place), target) }
+        unsafe { by_panels((m, self.n, self.k), a, &self.values, target) }
     }
 }
 
@@ -147,7 +147,7 @@ unsafe fn pack_panels<T: Real>(b: Matrix<*const T>, k: usize, n: usize, pack: &m
         if used < width {
             panel.fill(T::ZERO);
         }
-        let from = b.from(0, first);
+        let from = b.at(0, first);
         // SAFETY: the caller's contract, and the panel has k rows of `width` values.
         unsafe {
             match b.row_stride {
@@ -163,11 +163,11 @@ vectorised! {
     fn copy_rows[T: Real](from: Matrix<*const T>, sizes: (usize, usize), to: (&mut [T], usize)) {
         let (rows, columns) = sizes;
         for row in 0..rows {
-            let from = from.from(row, 0);
+            let from = from.at(row, 0);
             let to = &mut to.0[row * to.1..][..columns];
             if from.column_stride != 1 {
                 // SAFETY: the caller's contract.
-                to.iter_mut().enumerate().for_each(|(i, to)| *to = unsafe { *from.from(0, i).start });
+                to.iter_mut().enumerate().for_each(|(i, to)| *to = unsafe { *from.at(0, i).start });
                 continue;
             }
             // SAFETY: as above.
@@ -181,14 +181,14 @@ vectorised! {
     }
 }
 
-/// `out = start + a·b`, b as `right` gives it by panels, from a place along k on.
+/// `out = start + a·b`, b `[k, n]` packed.
 ///
 /// # Safety
-/// As for [`Panels::product`], and what `right` gives lies inside its allocation to the panel's end.
+/// As for [`Panels::product`].
 unsafe fn by_panels<T: Real>(
     (m, n, k): (usize, usize, usize),
     a: Matrix<*const T>,
-    right: impl Fn(Panel, usize) -> Matrix<*const T>,
+    packed: &[T],
     (out, start): Target<T>,
 ) {
     debug_assert!(out.column_stride == 1);
@@ -198,21 +198,21 @@ unsafe fn by_panels<T: Real>(
     for rows in steps(m, ROWS) {
         for places in steps(k, DEPTH) {
             let start = if places.start == 0 { start } else { Start::Held };
-            let mut a = a.from(rows.start, places.start);
+            let mut a = a.at(rows.start, places.start);
             if is_far {
                 copy_rows(a.transposed(), (places.len(), rows.len()), (&mut near, ROWS));
                 a = Matrix::rows(&near, ROWS).transposed();
             }
-            for Panel { first, used, width } in panels(n) {
-                let panel = right(Panel { first, used, width }, places.start);
-                let sizes = (rows.len(), width, places.len());
-                let out = out.from_mut(rows.start, first);
-                let start = start.columns(first..first + used);
+            for panel in panels(n) {
+                let sizes = (rows.len(), panel.width, places.len());
+                let b = panel.of(packed, k, places.start);
+                let target =
+                    (out.at_mut(rows.start, panel.first), start.columns(panel.first..panel.first + panel.used));
                 // SAFETY: the caller's contract; the panel has these places.
                 unsafe {
-                    match used == width {
-                        true => lane_product(sizes, a, panel, (out, start)),
-                        false => beside_the_edge(sizes, used, (a, panel), (out, start)),
+                    match panel.used == panel.width {
+                        true => lane_product(sizes, a, b, target),
+                        false => beside_the_edge(sizes, panel.used, (a, b), target),
                     }
                 }
             }
@@ -236,12 +236,12 @@ unsafe fn beside_the_edge<T: Real>(
     unsafe {
         for (row, whole) in whole.chunks_exact_mut(sizes.1).enumerate() {
             for (column, value) in whole[..used].iter_mut().enumerate() {
-                *value = start.at(column, out.from_mut(row, column).start);
+                *value = start.at(column, out.at_mut(row, column).start);
             }
         }
         lane_product(sizes, a, panel, (Matrix::rows_mut(whole, sizes.1), Start::Held));
         for (row, whole) in whole.chunks_exact(sizes.1).enumerate() {
-            std::slice::from_raw_parts_mut(out.from_mut(row, 0).start, used).copy_from_slice(&whole[..used]);
+            std::slice::from_raw_parts_mut(out.at_mut(row, 0).start, used).copy_from_slice(&whole[..used]);
         }
     }
 }
@@ -262,7 +262,7 @@ unsafe fn turned<T: Real>(
         let mut block = Aligned::unwritten(ROWS.min(n) * m);
         for columns in steps(n, ROWS) {
             let block = &mut block[..columns.len() * m];
-            let out = out.from_mut(0, columns.start);
+            let out = out.at_mut(0, columns.start);
             let begin = match start {
                 Start::Zero => Start::Zero,
                 Start::Row(row) => {
@@ -277,7 +277,7 @@ unsafe fn turned<T: Real>(
                     Start::Held
                 }
             };
-            let weight = b.transposed().from(columns.start, 0);
+            let weight = b.transposed().at(columns.start, 0);
             rows.product(columns.len(), weight, (Matrix::rows_mut(block, m), begin));
             transpose((columns.len(), m), (block.as_ptr(), m), (out.start, out.row_stride), T::ONE);
         }
@@ -316,7 +316,7 @@ mod tests {
                 for (row, column) in (0..m).flat_map(|row| (0..n).map(move |column| (row, column))) {
                     let at = &mut expected[row * (n + 3) + column];
                     // SAFETY: inside the matrices.
-                    let term = |i: usize| unsafe { (*left.from(row, i).start, *right.from(i, column).start) };
+                    let term = |i: usize| unsafe { (*left.at(row, i).start, *right.at(i, column).start) };
                     let sum = |places: Range<usize>| places.map(term).fold(0f32, |sum, (a, b)| a.mul_add(b, sum));
                     *at = steps(k, DEPTH).map(sum).fold(unsafe { start.at(column, at) }, |sum, part| sum + part);
                 }

@@ -19,7 +19,7 @@ pub unsafe fn product<T: Real>(
         for row in 0..m {
             for (i, value) in values[..n].iter().enumerate() {
                 // SAFETY: inside out, by the caller's contract.
-                unsafe { *out.from_mut(row, i).start = *value };
+                unsafe { *out.at_mut(row, i).start = *value };
             }
         }
     }
@@ -58,16 +58,16 @@ unsafe fn with_more_rows<T: Real>(
     unsafe {
         for row in 0..m {
             for i in 0..k {
-                more[row * k + i] = *a.from(row, i).start;
+                more[row * k + i] = *a.at(row, i).start;
             }
             for i in 0..if add { n } else { 0 } {
-                sums[row * n + i] = *out.from_mut(row, i).start;
+                sums[row * n + i] = *out.at_mut(row, i).start;
             }
         }
         by_gemm((rows, n, k), (Matrix::rows(&more, k), b), (Matrix::rows_mut(&mut sums, n), add));
         for row in 0..m {
             for i in 0..n {
-                *out.from_mut(row, i).start = sums[row * n + i];
+                *out.at_mut(row, i).start = sums[row * n + i];
             }
         }
     }

@@ -104,7 +104,7 @@ unsafe fn product<T: Real, V: Vector<T>, const R: usize>(
         let first = chunk.start * LANES;
         // SAFETY: the caller's contract: these columns are inside b and out.
         unsafe {
-            let (b, out) = (b.from(0, first), (out.from_mut(0, first), start.columns(first..chunk.end * LANES)));
+            let (b, out) = (b.at(0, first), (out.at_mut(0, first), start.columns(first..chunk.end * LANES)));
             match chunk.len() {
                 3 => columns::<T, V, R, 3>(sizes, a, b, out),
                 2 => columns::<T, V, R, 2>(sizes, a, b, out),
@@ -158,7 +158,7 @@ unsafe fn rows<T: Real, V: Vector<T>, const R: usize, const W: usize>(
         // as there are rows, in every turn of the loop.
         let mut left = [a.start; R];
         for r in 0..R {
-            left[r] = std::hint::black_box(a.from(first + r, 0).start);
+            left[r] = std::hint::black_box(a.at(first + r, 0).start);
         }
         let (mut place, mut right) = (0, b.start);
         for _ in 0..k {

@@ -21,7 +21,7 @@ impl<T> Matrix<*const T> {
     }
 
     /// What begins at this element.
-    pub fn from(self, row: usize, column: usize) -> Self {
+    pub fn at(self, row: usize, column: usize) -> Self {
         Self { start: self.start.wrapping_add(row * self.row_stride + column * self.column_stride), ..self }
     }
 
@@ -37,8 +37,8 @@ impl<T> Matrix<*mut T> {
         Self { start: values.as_mut_ptr(), row_stride: columns, column_stride: 1 }
     }
 
-    /// As [`Matrix::from`].
-    pub fn from_mut(self, row: usize, column: usize) -> Self {
+    /// As [`Matrix::at`].
+    pub fn at_mut(self, row: usize, column: usize) -> Self {
         Self { start: self.start.wrapping_add(row * self.row_stride + column * self.column_stride), ..self }
     }
 
