@@ -9,7 +9,8 @@ use crate::ops::lanes::{LANES, Lanes};
 use crate::ops::parallel;
 use crate::ops::real::Real;
 
-/// Sums side by side along a row: with them and a row's value, eight rows fill the 32 registers of AVX-512.
+/// Registers of sixteen along a row at most: with them and a row's value, eight rows' sums fill the 32 registers of AVX-512.
+/// Where sixteen values take several registers, one of these and six rows do.
 pub const WIDEST: usize = 3;
 
 /// An output and what it starts from.
@@ -40,7 +41,7 @@ pub unsafe fn lane_product<T: Real>(
         }
     }
     // SAFETY: the caller's contract.
-    unsafe { product::<T, Lanes<T>, 2>(sizes, a, b, (out, start)) }
+    unsafe { product::<T, Lanes<T>, 6, 1>(sizes, a, b, (out, start)) }
 }
 
 /// Whether the machine has one of the instruction sets that this is written for.
@@ -87,19 +88,19 @@ impl<T: Real> Vector<T> for Lanes<T> {
     }
 }
 
-/// `R` rows at a time.
+/// `R` rows and up to `WIDE` registers of sixteen columns at a time.
 ///
 /// # Safety
 /// As for [`lane_product`].
 #[inline(always)]
-unsafe fn product<T: Real, V: Vector<T>, const R: usize>(
+unsafe fn product<T: Real, V: Vector<T>, const R: usize, const WIDE: usize>(
     sizes: (usize, usize, usize),
     a: Matrix<*const T>,
     b: Matrix<*const T>,
     (out, start): Target<T>,
 ) {
     let vectors = sizes.1 / LANES;
-    let chunks = vectors.div_ceil(WIDEST);
+    let chunks = vectors.div_ceil(WIDE);
     for chunk in (0..chunks).map(|chunk| parallel::range(vectors, chunks, chunk)) {
         let first = chunk.start * LANES;
         // SAFETY: the caller's contract: these columns are inside b and out.
@@ -194,7 +195,7 @@ unsafe fn rows<T: Real, V: Vector<T>, const R: usize, const W: usize>(
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Matrix, Target, Vector, product};
+    use super::{Matrix, Target, Vector, WIDEST, product};
 
     impl Vector<f32> for __m512 {
         #[inline(always)]
@@ -256,7 +257,7 @@ mod x86 {
     #[target_feature(enable = "avx512f")]
     pub unsafe fn avx512(sizes: (usize, usize, usize), a: Matrix<*const f32>, b: Matrix<*const f32>, out: Target<f32>) {
         // SAFETY: the caller's contract.
-        unsafe { product::<f32, __m512, 8>(sizes, a, b, out) }
+        unsafe { product::<f32, __m512, 8, WIDEST>(sizes, a, b, out) }
     }
 
     /// # Safety
@@ -264,7 +265,7 @@ mod x86 {
     #[target_feature(enable = "avx2,fma")]
     pub unsafe fn avx2(sizes: (usize, usize, usize), a: Matrix<*const f32>, b: Matrix<*const f32>, out: Target<f32>) {
         // SAFETY: the caller's contract. Twelve sums of the sixteen registers.
-        unsafe { product::<f32, Pair, 2>(sizes, a, b, out) }
+        unsafe { product::<f32, Pair, 6, 1>(sizes, a, b, out) }
     }
 }
 
@@ -306,7 +307,7 @@ mod tests {
                         let right32 = Matrix::rows(&b32, n);
                         lane_product((m, n, k), left32, right32, (Matrix::rows_mut(&mut out, n), start32));
                         let to = (Matrix::rows_mut(&mut portable, n), start32);
-                        product::<f32, Lanes<f32>, 2>((m, n, k), left32, right32, to);
+                        product::<f32, Lanes<f32>, 6, 1>((m, n, k), left32, right32, to);
                     }
                     for (i, exact) in expected.iter().enumerate() {
                         let exact = exact + begin;
