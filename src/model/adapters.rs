@@ -54,7 +54,7 @@ impl Adapter {
     /// # Shapes
     /// - x `[.., in]`, y `[.., out]` → y's
     pub fn add_to(&self, y: &Tensor, x: &Tensor) -> CandleResult<Tensor> {
-        let path = linear(&linear(x, &self.down, None)?, &self.up, None)?;
+        let path = linear(&linear(x, &self.down, None, None)?, &self.up, None, None)?;
         ops::add(y, &ops::affine(&path, self.scale, 0.0)?)
     }
 }

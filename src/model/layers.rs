@@ -36,8 +36,7 @@ impl Linear {
     /// # Shapes
     /// - `[.., in]` → `[.., out]`
     pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        let bias = self.bias.as_ref().map(|bias| ops::cast(bias, x.dtype())).transpose()?;
-        let y = ops::linear_packed(x, &ops::cast(&self.weight, x.dtype())?, bias.as_ref(), Some(&self.packed))?;
+        let y = linear(x, &self.weight, self.bias.as_ref(), Some(&self.packed))?;
         match &self.adapter {
             None => Ok(y),
             Some(adapter) => adapter.add_to(&y, x),
@@ -45,10 +44,10 @@ impl Linear {
     }
 }
 
-/// [`ops::linear`] in the number format of `x`.
-pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> CandleResult<Tensor> {
+/// [`ops::linear_packed`] in the number format of `x`.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, packed: Option<&Packed>) -> CandleResult<Tensor> {
     let bias = bias.map(|bias| ops::cast(bias, x.dtype())).transpose()?;
-    ops::linear(x, &ops::cast(weight, x.dtype())?, bias.as_ref())
+    ops::linear_packed(x, &ops::cast(weight, x.dtype())?, bias.as_ref(), packed)
 }
 
 /// A layer's parameters in the number format of its input `x`.

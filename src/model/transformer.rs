@@ -83,7 +83,7 @@ impl Projection {
     }
 
     fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
-        linear(x, &self.weight, Some(&self.bias))
+        linear(x, &self.weight, Some(&self.bias), None)
     }
 }
 

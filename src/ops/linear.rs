@@ -9,13 +9,11 @@ use super::buffer::unwritten;
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
 use super::packed::Packed;
 use super::parallel;
-use super::product::{Matrix, Panels, Start, matmul, matmul_alike, takes_panels};
+use super::product::{Matrix, Panels, SMALL, Start, matmul, matmul_alike, takes_panels};
 use super::real::{Real, vectorised};
 
 /// Rows of a product that a thread takes at least.
 const GRAIN: usize = 16;
-/// Values of the largest weight that is kept packed.
-const KEPT_VALUES: usize = 200_000;
 
 /// `x·weightᵀ + bias`.
 ///
@@ -46,7 +44,7 @@ pub fn linear_packed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, packed:
     let rows = x.elem_count() / inputs;
     for_float!(x, T => {
         // Few rows are packed themselves; a large weight is next to nothing of a large network's work.
-        let is_kept = rows >= 2 * GRAIN && weight.elem_count() <= KEPT_VALUES;
+        let is_kept = rows >= 2 * GRAIN && weight.elem_count() <= SMALL;
         let packed = packed.filter(|_| is_kept);
         let panels = |w: &[T]| packed.and_then(|packed| packed.panels(weight, w.len(), || {
             let b = Matrix::rows(w, inputs).transposed();

@@ -11,7 +11,7 @@ use std::ops::Range;
 use candle_core::DType;
 
 use super::lane_product::{WIDEST, fuses, lane_product};
-use super::matrix::{Matrix, Start};
+use super::matrix::{Matrix, Start, Target};
 use crate::ops::buffer::Aligned;
 use crate::ops::lanes::LANES;
 use crate::ops::parallel;
@@ -28,8 +28,8 @@ const PACKED: usize = 3 * DEPTH;
 const ROWS: usize = 64;
 /// Columns packed at a time.
 const COLUMNS: usize = 8 * WIDTH;
-/// An output and what it starts from.
-type Target<'a, T> = (Matrix<*mut T>, Start<'a, T>);
+/// Values of a right factor that is small beside the caches.
+pub const SMALL: usize = 200_000;
 
 /// Whether this machine has what these products are written for.
 pub fn available<T: Real>() -> bool {
@@ -39,8 +39,12 @@ pub fn available<T: Real>() -> bool {
 /// Whether a product is made here rather than by the `gemm` crate, which packs as it should for large products: where the right
 /// factor lies by columns, as a layer's weight does, and is small beside the caches or meets few rows.
 pub fn suits<T: Real>((m, n, k): (usize, usize, usize), a: Matrix<*const T>, b: Matrix<*const T>) -> bool {
-    const SMALL: usize = 200_000;
-    available::<T>() && b.row_stride == 1 && a.column_stride == 1 && (n * k <= SMALL || are_few(m, n))
+    available::<T>() && lie_as_in_a_layer(a, b) && (n * k <= SMALL || are_few(m, n))
+}
+
+/// Whether a row of one factor and a column of the other lie in one piece each.
+pub fn lie_as_in_a_layer<T>(a: Matrix<*const T>, b: Matrix<*const T>) -> bool {
+    b.row_stride == 1 && a.column_stride == 1
 }
 
 /// Rows that are packed more quickly than so many columns.
@@ -80,7 +84,7 @@ fn steps(count: usize, step: usize) -> impl Iterator<Item = Range<usize>> {
     (0..count).step_by(step).map(move |first| first..count.min(first + step))
 }
 
-/// As [`super::matmul`], for outputs whose rows lie in one piece.
+/// As [`super::matmul`], for outputs whose rows lie in one piece and right factors whose rows or columns do.
 ///
 /// # Safety
 /// As there.
@@ -91,7 +95,7 @@ pub unsafe fn product<T: Real>(
     (out, start): Target<T>,
 ) {
     debug_assert!(out.column_stride == 1);
-    if are_few(m, n) && b.row_stride == 1 && a.column_stride == 1 {
+    if are_few(m, n) && lie_as_in_a_layer(a, b) {
         // SAFETY: the caller's contract.
         return unsafe { turned((m, n, k), a, b, (out, start)) };
     }
@@ -119,7 +123,7 @@ pub struct Panels<T> {
 
 impl<T: Real> Panels<T> {
     /// # Safety
-    /// b lies inside its allocation for these sizes.
+    /// b lies inside its allocation for these sizes, its rows or its columns in one piece each.
     pub unsafe fn pack(b: Matrix<*const T>, k: usize, n: usize) -> Self {
         let mut values = Aligned::unwritten(k * n.next_multiple_of(LANES));
         // SAFETY: the caller's contract.
@@ -140,39 +144,31 @@ impl<T: Real> Panels<T> {
 /// Packs `b [k, n]`, panel after panel, a row of each after the other; what is empty behind the columns is 0.
 ///
 /// # Safety
-/// b lies inside its allocation for these sizes.
+/// As for [`Panels::pack`].
 unsafe fn pack_panels<T: Real>(b: Matrix<*const T>, k: usize, n: usize, pack: &mut [T]) {
     for Panel { first, used, width } in panels(n) {
         let panel = &mut pack[first * k..(first + width) * k];
         if used < width {
             panel.fill(T::ZERO);
         }
-        let from = b.at(0, first);
-        // SAFETY: the caller's contract, and the panel has k rows of `width` values.
-        unsafe {
-            match b.row_stride {
-                1 => transpose((used, k), (from.start, b.column_stride), (panel.as_mut_ptr(), width), T::ONE),
-                _ => copy_rows(from, (k, used), (panel, width)),
-            }
+        let from = b.at(0, first).start;
+        if b.row_stride == 1 {
+            // SAFETY: the caller's contract, and the panel has k rows of `width` values.
+            unsafe { transpose((used, k), (from, b.column_stride), (panel.as_mut_ptr(), width), T::ONE) };
+        } else {
+            debug_assert!(b.column_stride == 1);
+            copy_rows((from, b.row_stride), used, (panel, width));
         }
     }
 }
 
 vectorised! {
-    /// `to[row, column] = from[row, column]`, rows of `to` so many values apart. The caller answers for `from`.
-    fn copy_rows[T: Real](from: Matrix<*const T>, sizes: (usize, usize), to: (&mut [T], usize)) {
-        let (rows, columns) = sizes;
-        for row in 0..rows {
-            let from = from.at(row, 0);
-            let to = &mut to.0[row * to.1..][..columns];
-            if from.column_stride != 1 {
-                // SAFETY: the caller's contract.
-                to.iter_mut().enumerate().for_each(|(i, to)| *to = unsafe { *from.at(0, i).start });
-                continue;
-            }
-            // SAFETY: as above.
-            let from = unsafe { std::slice::from_raw_parts(from.start, columns) };
-            let (wholes, rest) = to.as_chunks_mut::<LANES>();
+    /// Fills the first `columns` of each row of `to` from rows so many values apart, for which the caller answers.
+    fn copy_rows[T: Real](rows: (*const T, usize), columns: usize, to: (&mut [T], usize)) {
+        for (row, to) in to.0.chunks_exact_mut(to.1).enumerate() {
+            // SAFETY: the caller's contract.
+            let from = unsafe { std::slice::from_raw_parts(rows.0.add(row * rows.1), columns) };
+            let (wholes, rest) = to[..columns].as_chunks_mut::<LANES>();
             let (from_wholes, from_rest) = from.as_chunks::<LANES>();
             // By registers: a call of memcpy for each short row takes longer than the copy.
             wholes.iter_mut().zip(from_wholes).for_each(|(to, from)| *to = *from);
@@ -192,17 +188,10 @@ unsafe fn by_panels<T: Real>(
     (out, start): Target<T>,
 ) {
     debug_assert!(out.column_stride == 1);
-    // Few values side by side, each place in another page and many in few sets of the caches: they are brought together.
-    let is_far = a.row_stride == 1 && a.column_stride > ROWS;
-    let mut near = Aligned::unwritten(if is_far { ROWS * DEPTH.min(k) } else { 0 });
     for rows in steps(m, ROWS) {
         for places in steps(k, DEPTH) {
             let start = if places.start == 0 { start } else { Start::Held };
-            let mut a = a.at(rows.start, places.start);
-            if is_far {
-                copy_rows(a.transposed(), (places.len(), rows.len()), (&mut near, ROWS));
-                a = Matrix::rows(&near, ROWS).transposed();
-            }
+            let a = a.at(rows.start, places.start);
             for panel in panels(n) {
                 let sizes = (rows.len(), panel.width, places.len());
                 let b = panel.of(packed, k, places.start);
@@ -210,9 +199,10 @@ unsafe fn by_panels<T: Real>(
                     (out.at_mut(rows.start, panel.first), start.columns(panel.first..panel.first + panel.used));
                 // SAFETY: the caller's contract; the panel has these places.
                 unsafe {
-                    match panel.used == panel.width {
-                        true => lane_product(sizes, a, b, target),
-                        false => beside_the_edge(sizes, panel.used, (a, b), target),
+                    if panel.used == panel.width {
+                        lane_product(sizes, a, b, target);
+                    } else {
+                        beside_the_edge(sizes, panel.used, (a, b), target);
                     }
                 }
             }

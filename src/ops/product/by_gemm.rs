@@ -1,8 +1,8 @@
-//! Products by the `gemm` crate: in f64, and on CPUs that `blocks` is not written for.
+//! Products by the `gemm` crate: large ones, those in f64, and all on CPUs that `blocks` is not written for.
 
 use gemm::Parallelism;
 
-use super::matrix::{Matrix, Start};
+use super::matrix::{Matrix, Start, Target};
 use crate::ops::real::Real;
 
 /// As [`super::matmul`].
@@ -13,7 +13,7 @@ pub unsafe fn product<T: Real>(
     (m, n, k): (usize, usize, usize),
     a: Matrix<*const T>,
     b: Matrix<*const T>,
-    (out, start): (Matrix<*mut T>, Start<T>),
+    (out, start): Target<T>,
 ) {
     if let Start::Row(values) = start {
         for row in 0..m {

@@ -4,7 +4,7 @@
 
 use candle_core::DType;
 
-use super::matrix::{Matrix, Start};
+use super::matrix::{Matrix, Start, Target};
 use crate::ops::lanes::{LANES, Lanes};
 use crate::ops::parallel;
 use crate::ops::real::Real;
@@ -12,9 +12,6 @@ use crate::ops::real::Real;
 /// Registers of sixteen along a row at most: with them and a row's value, eight rows' sums fill the 32 registers of AVX-512.
 /// Where sixteen values take several registers, one of these and six rows do.
 pub const WIDEST: usize = 3;
-
-/// An output and what it starts from.
-type Target<'a, T> = (Matrix<*mut T>, Start<'a, T>);
 
 /// `out [m, n] = start + a [m, k] · b [k, n]`; n is a multiple of [`LANES`], and rows of b and out lie in one piece.
 ///

@@ -48,6 +48,9 @@ impl<T> Matrix<*mut T> {
     }
 }
 
+/// An output and what it starts from.
+pub type Target<'a, T> = (Matrix<*mut T>, Start<'a, T>);
+
 /// What a product is added to.
 #[derive(Clone, Copy)]
 pub enum Start<'a, T> {

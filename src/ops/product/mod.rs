@@ -7,9 +7,9 @@ mod matrix;
 
 use candle_core::DType;
 
-pub use self::blocks::Panels;
+pub use self::blocks::{Panels, SMALL};
 pub use self::lane_product::lane_product;
-pub use self::matrix::{Matrix, Start};
+pub use self::matrix::{Matrix, Start, Target};
 use super::real::Real;
 use super::tiles;
 
@@ -18,43 +18,39 @@ use super::tiles;
 /// # Safety
 /// The three matrices must lie inside their allocations for these sizes, no other thread may touch `out`'s elements, and a row
 /// to start from has n values.
-pub unsafe fn matmul<T: Real>(
-    sizes: (usize, usize, usize),
-    a: Matrix<*const T>,
-    b: Matrix<*const T>,
-    (out, start): (Matrix<*mut T>, Start<T>),
-) {
+pub unsafe fn matmul<T: Real>(sizes: Sizes, a: Matrix<*const T>, b: Matrix<*const T>, target: Target<T>) {
     // SAFETY: the caller's contract.
-    unsafe { by_the_best(blocks::suits::<T>(sizes, a, b), sizes, a, b, (out, start)) }
+    unsafe { by_the_best(blocks::suits::<T>(sizes, a, b), sizes, a, b, target) }
 }
 
-/// [`matmul`] in which a row has the same bits whatever the number of rows, for pictures alone and in a batch. Weights that are
-/// no larger than the embedded model's have the same bits in both.
+/// [`matmul`] in which a row has the same bits whatever the number of rows, for pictures alone and in a batch. A layer's
+/// [`SMALL`] weight has the same bits in both.
 ///
 /// # Safety
 /// As there.
-pub unsafe fn matmul_alike<T: Real>(
-    sizes: (usize, usize, usize),
-    a: Matrix<*const T>,
-    b: Matrix<*const T>,
-    target: (Matrix<*mut T>, Start<T>),
-) {
+pub unsafe fn matmul_alike<T: Real>(sizes: Sizes, a: Matrix<*const T>, b: Matrix<*const T>, target: Target<T>) {
+    let is_for_blocks = blocks::available::<T>() && blocks::lie_as_in_a_layer(a, b);
     // SAFETY: the caller's contract.
-    unsafe { by_the_best(blocks::available::<T>(), sizes, a, b, target) }
+    unsafe { by_the_best(is_for_blocks, sizes, a, b, target) }
 }
+
+/// Rows, columns, terms of a sum.
+type Sizes = (usize, usize, usize);
 
 unsafe fn by_the_best<T: Real>(
     is_for_blocks: bool,
-    sizes: (usize, usize, usize),
+    sizes: Sizes,
     a: Matrix<*const T>,
     b: Matrix<*const T>,
-    (out, start): (Matrix<*mut T>, Start<T>),
+    (out, start): Target<T>,
 ) {
     debug_assert!(matches!(T::DTYPE, DType::F32 | DType::F64));
     // SAFETY: the caller's contract.
     unsafe {
         if tiles::matmul(sizes, T::ONE, a, b, (out, start)) {
-        } else if is_for_blocks && out.column_stride == 1 {
+            return;
+        }
+        if is_for_blocks && out.column_stride == 1 {
             blocks::product(sizes, a, b, (out, start));
         } else {
             by_gemm::product(sizes, a, b, (out, start));
@@ -76,9 +72,9 @@ mod tests {
     /// prompt's few tokens, and long sums.
     #[test]
     fn a_row_has_the_same_bits_whatever_the_number_of_rows() {
-        type Product =
-            unsafe fn((usize, usize, usize), Matrix<*const f32>, Matrix<*const f32>, (Matrix<*mut f32>, Start<f32>));
-        let ways: [(&str, Product); 2] = [("matmul_alike", matmul_alike), ("by gemm", by_gemm::product)];
+        type Product = unsafe fn(Sizes, Matrix<*const f32>, Matrix<*const f32>, Target<f32>);
+        let ways: [(&str, Product); 3] =
+            [("matmul", matmul), ("matmul_alike", matmul_alike), ("by gemm", by_gemm::product)];
         let mut rng = Rng::new(5, "rows test", 0);
         for (n, k) in [(16, 128), (8, 128), (3, 144), (128, 16), (20, 32), (32, 20), (128, 512), (64, 576), (1, 40)] {
             let mut draw = |count: usize| -> Vec<f32> { (0..count).map(|_| rng.normal() as f32).collect() };

@@ -22,7 +22,7 @@ use super::buffer::unwritten;
 use super::conv::Geometry;
 use super::packed::Packed;
 use super::parallel::{self, Disjoint};
-use super::product::{Matrix, Start, matmul, takes_panels};
+use super::product::{Matrix, Panels, Start, matmul, takes_panels};
 use super::real::Real;
 use super::tiles as unit;
 
@@ -109,6 +109,13 @@ pub fn input_gradient<T: Real>(dy: &[T], weight: &[T], flipped: Geometry) -> Vec
     multiply(dy, weight, None, flipped, Pass::InputGradient, None)
 }
 
+/// What the tiles are multiplied by at each point.
+enum Right<'a, T> {
+    Kept(&'a [Panels<T>]),
+    Packed(Vec<Panels<T>>),
+    Factor(Factor<T>),
+}
+
 /// The convolution of x. Where the transformed weight does not stay in the caches, each thread takes some of its channels
 /// for all tiles; else some of the tiles. A small weight is packed once for all of them.
 fn multiply<T: Real>(
@@ -124,12 +131,15 @@ fn multiply<T: Real>(
     }
     let (c, out) = geometry.channels;
     let is_packed = takes_panels::<T>() && POINTS * c * out <= PACKED;
-    let panels = || Factor::new(weight, (c, out), pass).panels();
+    let factor = || Factor::new(weight, (c, out), pass);
+    let panels = || factor().panels();
     let kept = keep.filter(|_| is_packed);
     let kept = kept.and_then(|(packed, weight)| packed.panels(weight, POINTS * c * out, panels));
-    let factor = if is_packed { None } else { Some(Factor::new(weight, (c, out), pass)) };
-    let once = if is_packed && kept.is_none() { panels() } else { Vec::new() };
-    let panels = kept.unwrap_or(&once);
+    let right = match kept {
+        Some(panels) => Right::Kept(panels),
+        None if is_packed => Right::Packed(panels()),
+        None => Right::Factor(factor()),
+    };
     let block = if is_packed { SMALL_BLOCK } else { BLOCK };
     let mut y = unwritten(geometry.positions() * out);
     let y_at = Disjoint::new(&mut y);
@@ -143,9 +153,12 @@ fn multiply<T: Real>(
                 let target = (Matrix::rows_mut(&mut m[point * stride(n, width)..], width), Start::Zero);
                 // SAFETY: at each point v holds n·c, the factor c·out and m n·width values; panels have all columns, as
                 // this share has where the weight is small.
-                match &factor {
-                    Some(factor) => unsafe { matmul((n, width, c), a, factor.at(point, columns.start), target) },
-                    None => unsafe { panels[point].product(n, a, target) },
+                unsafe {
+                    match &right {
+                        Right::Kept(panels) => panels[point].product(n, a, target),
+                        Right::Packed(panels) => panels[point].product(n, a, target),
+                        Right::Factor(factor) => matmul((n, width, c), a, factor.at(point, columns.start), target),
+                    }
                 }
             }
             output_tiles(&y_at, &m, bias, columns.clone(), (first, n), geometry);
