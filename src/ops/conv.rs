@@ -1,6 +1,6 @@
-//! Two-dimensional convolution, channel-last: for many weights at few positions (`conv_wide`), on the tile unit
-//! (`tiles::conv`) or by Winograd (`winograd`) where these suit, else here as matrix products over tiles of unfolded rows
-//! (im2col).
+//! Two-dimensional convolution, channel-last: for many weights at few positions (`winograd::few_tiles`, `conv_wide`), on the
+//! tile unit (`tiles::conv`) or by Winograd (`winograd`) where these suit, else here as matrix products over tiles of unfolded
+//! rows (im2col).
 //!
 //! A tile of output positions is unfolded into `[positions, k·k·c]` in a buffer that stays in the cache and multiplied
 //! with the weight repacked as `[k·k·c, out]`; no unfolded picture is ever kept. The input's gradient at stride 1 is
@@ -16,7 +16,8 @@ use super::packed::Packed;
 use super::parallel;
 use super::product::{Matrix, Start, matmul};
 use super::real::Real;
-use super::{conv_wide, tiles, winograd};
+use super::winograd::{self, Pass, few_tiles};
+use super::{conv_wide, tiles};
 
 /// Stride and zero padding of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,6 +229,9 @@ fn forward<T: Real>(
     geometry: Geometry,
     keep: Option<(&Packed, &Tensor)>,
 ) -> Vec<T> {
+    if few_tiles::suits::<T>(geometry) {
+        return few_tiles::multiply(x, weight, bias, geometry, Pass::Forward);
+    }
     if conv_wide::suits(geometry) {
         return conv_wide::forward(x, weight, bias, geometry);
     }
@@ -281,6 +285,9 @@ fn backward<T: Real>(inputs: &[&Tensor], gradient: &Tensor, geometry: Geometry) 
 
 fn input_gradient<T: Real>(dy: &[T], weight: &[T], geometry: Geometry) -> Vec<T> {
     let flipped = geometry.flipped();
+    if let Some(flipped) = flipped.filter(|flipped| few_tiles::suits::<T>(*flipped)) {
+        return few_tiles::multiply(dy, weight, None, flipped, Pass::InputGradient);
+    }
     if conv_wide::suits(geometry) {
         return conv_wide::input_gradient(dy, weight, geometry);
     }
@@ -329,6 +336,9 @@ fn folded<T: Real>(dy: &[T], weight: &[T], geometry: Geometry) -> Vec<T> {
 }
 
 fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T> {
+    if few_tiles::suits_weight_gradient::<T>(geometry) {
+        return few_tiles::weight_gradient(dy, x, geometry);
+    }
     if conv_wide::suits(geometry) {
         return conv_wide::weight_gradient(dy, x, geometry);
     }

@@ -8,7 +8,7 @@ mod matrix;
 use candle_core::DType;
 
 pub use self::blocks::{Panels, SMALL};
-pub use self::lane_product::lane_product;
+pub use self::lane_product::{WIDEST, lane_product};
 pub use self::matrix::{Matrix, Start, Target};
 use super::real::Real;
 use super::tiles;

@@ -7,6 +7,7 @@
 //! pass with the flipped weight. All transforms are sums and halves: in f32 the result stays within a few units in the
 //! last place of the direct sum.
 
+pub mod few_tiles;
 mod pictures;
 mod weight;
 
@@ -147,7 +148,7 @@ fn multiply<T: Real>(
         let width = columns.len();
         let (mut v, mut m) = (unwritten(POINTS * stride(block, c)), unwritten(POINTS * stride(block, width)));
         for (first, n) in blocks(tiles, block) {
-            input_tiles(&mut v, x, (first, n), geometry);
+            input_tiles(&mut v, x, 0..c, (first, n), geometry);
             for point in 0..POINTS {
                 let a = Matrix::rows(&v[point * stride(n, c)..], c);
                 let target = (Matrix::rows_mut(&mut m[point * stride(n, width)..], width), Start::Zero);
@@ -183,7 +184,7 @@ pub fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T>
         let (mut v, mut z) = (unwritten(POINTS * stride(BLOCK, c)), unwritten(POINTS * stride(BLOCK, width)));
         let mut mode = Start::Zero;
         for (first, n) in blocks(tiles, BLOCK) {
-            input_tiles(&mut v, x, (first, n), geometry);
+            input_tiles(&mut v, x, 0..c, (first, n), geometry);
             gradient_tiles(&mut z, dy, columns.clone(), (first, n), geometry);
             for point in 0..POINTS {
                 let a = Matrix::rows(&z[point * stride(n, width)..], width).transposed();

@@ -41,10 +41,12 @@ pub fn origin(tile: usize, geometry: Geometry) -> (usize, usize, usize) {
 }
 
 vectorised! {
-    /// Bᵀ·d·B of the tiles, `[16, n, c]`.
-    pub fn input_tiles[T: Real](v: &mut [T], x: &[T], tiles: (usize, usize), geometry: Geometry) {
+    /// Bᵀ·d·B of the tiles at some input channels, `[16, n, channels]`.
+    pub fn input_tiles[T: Real](
+        v: &mut [T], x: &[T], channels: Range<usize>, tiles: (usize, usize), geometry: Geometry,
+    ) {
         let (first, n) = tiles;
-        let c = geometry.channels.0;
+        let (all, c) = (geometry.channels.0, channels.len());
         let (h, w) = geometry.input;
         for tile in 0..n {
             let (image, row, column) = origin(first + tile, geometry);
@@ -55,7 +57,7 @@ vectorised! {
                 for (j, pixel) in pixels.iter_mut().enumerate() {
                     let (y, x_at) = (top + i as isize, left + j as isize);
                     if y >= 0 && x_at >= 0 && (y as usize) < h && (x_at as usize) < w {
-                        *pixel = &x[((image * h + y as usize) * w + x_at as usize) * c..][..c];
+                        *pixel = &x[((image * h + y as usize) * w + x_at as usize) * all..][channels.clone()];
                     }
                 }
             }

@@ -10,6 +10,7 @@ use crate::ops::lanes::{LANES, Lanes};
 use crate::ops::parallel::{self, Disjoint};
 use crate::ops::product::{Matrix, Panels};
 use crate::ops::real::{Real, vectorised};
+use crate::ops::transpose::transpose;
 
 /// What the weight `[out, c, 3, 3]` is multiplied for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -17,6 +18,15 @@ pub enum Pass {
     Forward,
     /// With the kernel turned round in both directions, from `out` channels to `c`.
     InputGradient,
+}
+
+impl Pass {
+    /// Which of the weight's nine taps stands at this row and column of the kernel.
+    #[inline(always)]
+    pub fn tap(self, row: usize, column: usize) -> usize {
+        let tap = row * 3 + column;
+        if self == Self::InputGradient { 8 - tap } else { tap }
+    }
 }
 
 /// The weight `[out, c, 3, 3]` at the 16 points, `[16, out, c]`.
@@ -35,14 +45,10 @@ vectorised! {
         let (c, out) = channels;
         let mut taps = unwritten(9 * c); // [9, c]
         for (weight, output) in weight.chunks_exact(9 * c).zip(outputs) {
-            for tap in 0..9 {
-                let from = if pass == Pass::InputGradient { 8 - tap } else { tap };
-                for (i, value) in taps[tap * c..][..c].iter_mut().enumerate() {
-                    *value = weight[i * 9 + from];
-                }
-            }
+            // SAFETY: both have nine times c values.
+            unsafe { transpose((c, 9), (weight.as_ptr(), 9), (taps.as_mut_ptr(), c), T::ONE) };
             for channel in (0..c).step_by(LANES) {
-                let g = |i: usize, j: usize| Lanes::load(&taps[(i * 3 + j) * c..][..c], channel);
+                let g = |i: usize, j: usize| Lanes::load(&taps[pass.tap(i, j) * c..][..c], channel);
                 let mut tall = [[Lanes::all(T::ZERO); 4]; 3];
                 for j in 0..3 {
                     tall[j] = spread_weight([g(0, j), g(1, j), g(2, j)]);
@@ -95,7 +101,7 @@ impl<T: Real> Factor<T> {
 
 /// G·g.
 #[inline(always)]
-fn spread_weight<T: Real>(g: [Lanes<T>; 3]) -> [Lanes<T>; 4] {
+pub fn spread_weight<T: Real>(g: [Lanes<T>; 3]) -> [Lanes<T>; 4] {
     let half = Lanes::all(T::of(0.5));
     let (ends, middle) = ((g[0] + g[2]) * half, g[1] * half);
     [g[0], ends + middle, ends - middle, g[2]]
@@ -103,7 +109,7 @@ fn spread_weight<T: Real>(g: [Lanes<T>; 3]) -> [Lanes<T>; 4] {
 
 /// Gᵀ·u.
 #[inline(always)]
-fn mix_weight<T: Real>(u: [Lanes<T>; 4]) -> [Lanes<T>; 3] {
+pub fn mix_weight<T: Real>(u: [Lanes<T>; 4]) -> [Lanes<T>; 3] {
     let half = Lanes::all(T::of(0.5));
     let (sum, difference) = ((u[1] + u[2]) * half, (u[1] - u[2]) * half);
     [u[0] + sum, difference, sum + u[3]]
@@ -142,11 +148,8 @@ vectorised! {
                     }
                 }
             }
-            for (i, dw) in dw.chunks_exact_mut(9).enumerate() {
-                for (tap, value) in dw.iter_mut().enumerate() {
-                    *value = taps[tap * c + i];
-                }
-            }
+            // SAFETY: both have nine times c values.
+            unsafe { transpose((9, c), (taps.as_ptr(), c), (dw.as_mut_ptr(), 9), T::ONE) };
         }
     }
 }
