@@ -5,11 +5,12 @@ use super::Sizes;
 use super::kernel::{KEYS, Tile, exp_or_zero};
 use crate::ops::buffer::{Aligned, unwritten};
 use crate::ops::lanes::LANES;
+use crate::ops::linear::sum_of;
 use crate::ops::parallel;
 use crate::ops::product::{Matrix, Start, lane_product};
 use crate::ops::real::{Real, vectorised};
 
-/// dq, dk, dv; each head belongs to one thread.
+/// dq, dk, dv; a head's keys belong to one thread, or shared out to some where there are too few heads for all threads.
 pub fn backward_heads<T: Real>(
     [q, k, v, o, dy]: [&[T]; 5],
     denominators: &[T],
@@ -17,20 +18,26 @@ pub fn backward_heads<T: Real>(
     sizes: Sizes,
 ) -> [Vec<T>; 3] {
     let Sizes { b, l, s, heads, d, .. } = sizes;
-    let [mut dq, mut dk, mut dv] = [q, k, v].map(|x| unwritten(x.len()));
-    let [dq_at, dk_at, dv_at] = [&mut dq, &mut dk, &mut dv].map(|g| parallel::Disjoint::new(g));
+    let blocks = s.div_ceil(KEYS);
+    let shares = shares(b * heads, parallel::parts(usize::MAX, 1)).min(blocks);
+    let [mut dk, mut dv] = [k, v].map(|x| unwritten(x.len()));
+    let mut dq: Vec<_> = (0..shares).map(|_| unwritten(q.len())).collect();
+    let [dk_at, dv_at] = [&mut dk, &mut dv].map(|g| parallel::Disjoint::new(g));
+    let dq_at: Vec<_> = dq.iter_mut().map(|g| parallel::Disjoint::new(g)).collect();
     let tiles = sizes.tiles();
-    parallel::map(b * heads, 1, |range| {
+    parallel::map(b * heads * shares, 1, |range| {
         let padded = d.next_multiple_of(LANES);
         let widest = tiles[tiles.len() - 1].lanes;
         let (mut p, mut ds) = (Aligned::unwritten(KEYS * widest), Aligned::unwritten(KEYS * widest));
         let (mut dk_block, mut dv_block) = (Aligned::unwritten(KEYS * padded), Aligned::unwritten(KEYS * padded));
         for item in range {
-            let at = (item / heads, item % heads);
-            let denominators = &denominators[item * l..][..l];
+            let (head, share) = (item / shares, item % shares);
+            let at = (head / heads, head % heads);
+            let denominators = &denominators[head * l..][..l];
             let queries = |tile: &Tile| Queries::new([q, o, dy], denominators, at, *tile, sizes);
             let mut queries: Vec<_> = tiles.iter().map(queries).collect();
-            for first in (0..s).step_by(KEYS) {
+            for block in parallel::range(blocks, shares, share) {
+                let first = block * KEYS;
                 let keys = first..s.min(first + KEYS);
                 let [dk_block, dv_block] = [&mut dk_block, &mut dv_block].map(|g| &mut g[..keys.len() * padded]);
                 dk_block.fill(T::ZERO);
@@ -64,20 +71,28 @@ pub fn backward_heads<T: Real>(
                 }
                 for (i, key) in keys.enumerate() {
                     for (block, target) in [(&*dk_block, &dk_at), (&*dv_block, &dv_at)] {
-                        // SAFETY: this head's keys are written by this thread alone.
+                        // SAFETY: these keys of the head are written by this thread alone.
                         let row = unsafe { std::slice::from_raw_parts_mut(target.at(sizes.row(s, at, key)), d) };
                         row.copy_from_slice(&block[i * padded..][..d]);
                     }
                 }
             }
             for Queries { tile, dq_turned, .. } in &queries {
-                let start = dq_at.at(sizes.row(l, at, tile.first));
-                // SAFETY: this head's queries are written by this thread alone.
+                let start = dq_at[share].at(sizes.row(l, at, tile.first));
+                // SAFETY: this share of the head's queries is written by this thread alone.
                 unsafe { sizes.turn_back(dq_turned, *tile, start, sizes.scale()) };
             }
         }
     });
-    [dq, dk, dv]
+    [sum_of(dq), dk, dv]
+}
+
+/// Into how many shares the keys of each of so many heads go, that all threads have nearly the same to do. Each costs a pass
+/// over the queries and its own sum of their gradients.
+fn shares(heads: usize, threads: usize) -> usize {
+    let most = if heads < 4 * threads { 4 } else { 1 };
+    let are_even = |shares: &usize| (heads * shares).is_multiple_of(threads);
+    (1..=most).find(are_even).unwrap_or(most)
 }
 
 /// A tile of queries in both directions: a column each, `[d, lanes]`, and a row each, `[lanes, d and zeros behind it]`.
@@ -144,6 +159,18 @@ vectorised! {
                     ds[lane] = p[lane] * (ds[lane] - dots[lane]);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_threads_have_heads_or_shares_of_them() {
+        for (heads, threads, expected) in [(8, 2, 1), (8, 16, 2), (12, 16, 4), (5, 2, 2), (1, 16, 4), (300, 16, 1)] {
+            assert_eq!(shares(heads, threads), expected, "{heads} heads, {threads} threads");
         }
     }
 }
