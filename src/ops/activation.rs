@@ -14,7 +14,7 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
     if !on_cpu(x) {
         return x.silu();
     }
-    for_float!(x, T => map::<T>("silu", x, silu_of, silu_slope))
+    for_float!(x, T => map::<T>("silu", x, silu_of::<T, false>, silu_slope::<T, false>))
 }
 
 /// x·Φ(x) with the exact normal distribution (erf), as diffusers' GEGLU and PyTorch's default.
@@ -22,7 +22,7 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     if !on_cpu(x) {
         return x.gelu_erf();
     }
-    for_float!(x, T => map::<T>("gelu", x, gelu_of, gelu_slope))
+    for_float!(x, T => map::<T>("gelu", x, gelu_of::<T, false>, gelu_slope::<T, false>))
 }
 
 /// x·σ(1.702·x): the approximation that CLIP was trained with.
@@ -30,50 +30,50 @@ pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
     if !on_cpu(x) {
         return x * candle_nn::ops::sigmoid(&(x * 1.702)?)?;
     }
-    for_float!(x, T => map::<T>("quick_gelu", x, quick_gelu_of, quick_gelu_slope))
+    for_float!(x, T => map::<T>("quick_gelu", x, quick_gelu_of::<T, false>, quick_gelu_slope::<T, false>))
 }
 
 #[inline(always)]
-pub fn sigmoid<T: Real>(x: T) -> T {
-    T::ONE / (T::ONE + (-x).exp())
+pub fn sigmoid<T: Real, const FUSED: bool>(x: T) -> T {
+    T::ONE / (T::ONE + (-x).exp_by::<FUSED>())
 }
 
 #[inline(always)]
-pub fn silu_of<T: Real>(x: T) -> T {
-    x * sigmoid(x)
+pub fn silu_of<T: Real, const FUSED: bool>(x: T) -> T {
+    x * sigmoid::<T, FUSED>(x)
 }
 
 #[inline(always)]
-pub fn silu_slope<T: Real>(x: T) -> T {
-    let s = sigmoid(x);
+pub fn silu_slope<T: Real, const FUSED: bool>(x: T) -> T {
+    let s = sigmoid::<T, FUSED>(x);
     s * (T::ONE + x * (T::ONE - s))
 }
 
 #[inline(always)]
-fn normal_cdf<T: Real>(x: T) -> T {
-    T::of(0.5) * (T::ONE + (x * T::of(std::f64::consts::FRAC_1_SQRT_2)).erf())
+fn normal_cdf<T: Real, const FUSED: bool>(x: T) -> T {
+    T::of(0.5) * (T::ONE + (x * T::of(std::f64::consts::FRAC_1_SQRT_2)).erf_by::<FUSED>())
 }
 
 #[inline(always)]
-fn gelu_of<T: Real>(x: T) -> T {
-    x * normal_cdf(x)
+fn gelu_of<T: Real, const FUSED: bool>(x: T) -> T {
+    x * normal_cdf::<T, FUSED>(x)
 }
 
 /// Φ(x) + x·φ(x).
 #[inline(always)]
-fn gelu_slope<T: Real>(x: T) -> T {
+fn gelu_slope<T: Real, const FUSED: bool>(x: T) -> T {
     const INV_SQRT_2PI: f64 = 0.398_942_280_401_432_7;
-    normal_cdf(x) + x * T::of(INV_SQRT_2PI) * (T::of(-0.5) * x * x).exp()
+    normal_cdf::<T, FUSED>(x) + x * T::of(INV_SQRT_2PI) * (T::of(-0.5) * x * x).exp_by::<FUSED>()
 }
 
 #[inline(always)]
-fn quick_gelu_of<T: Real>(x: T) -> T {
-    x * sigmoid(T::of(1.702) * x)
+fn quick_gelu_of<T: Real, const FUSED: bool>(x: T) -> T {
+    x * sigmoid::<T, FUSED>(T::of(1.702) * x)
 }
 
 #[inline(always)]
-fn quick_gelu_slope<T: Real>(x: T) -> T {
-    let s = sigmoid(T::of(1.702) * x);
+fn quick_gelu_slope<T: Real, const FUSED: bool>(x: T) -> T {
+    let s = sigmoid::<T, FUSED>(T::of(1.702) * x);
     s * (T::ONE + T::of(1.702) * x * (T::ONE - s))
 }
 
@@ -128,7 +128,7 @@ vectorised! {
         for (x, y) in x.chunks_exact(2 * d).zip(y.chunks_exact_mut(d)) {
             let (value, gate) = x.split_at(d);
             for i in 0..d {
-                y[i] = value[i] * gelu_of(gate[i]);
+                y[i] = value[i] * gelu_of::<T, FUSED>(gate[i]);
             }
         }
     }
@@ -140,8 +140,8 @@ vectorised! {
             let (value, gate) = x.split_at(d);
             let (d_value, d_gate) = dx.split_at_mut(d);
             for i in 0..d {
-                d_value[i] = dy[i] * gelu_of(gate[i]);
-                d_gate[i] = dy[i] * value[i] * gelu_slope(gate[i]);
+                d_value[i] = dy[i] * gelu_of::<T, FUSED>(gate[i]);
+                d_gate[i] = dy[i] * value[i] * gelu_slope::<T, FUSED>(gate[i]);
             }
         }
     }

@@ -155,7 +155,7 @@ vectorised! {
                 Activation::None => dx.copy_from_slice(dy),
                 Activation::Silu => {
                     for i in 0..c {
-                        dx[i] = dy[i] * silu_slope((row[i] - mean[i]) * rstd[i] * w[i] + b[i]);
+                        dx[i] = dy[i] * silu_slope::<T, FUSED>((row[i] - mean[i]) * rstd[i] * w[i] + b[i]);
                     }
                 }
             }

@@ -150,12 +150,12 @@ fn scale_and_shift<T: Real>((rstd, mean): (&mut [T], &mut [T]), (w, b): (&[T], &
 vectorised! {
     /// x·scale + shift by columns, both in `factors`, and what follows.
     fn affine[T: Real](y: &mut [T], x: &[T], factors: &[T], activation: Activation) {
-        affine_rows(y, x, factors.split_at(factors.len() / 2), activation);
+        affine_rows::<T, FUSED>(y, x, factors.split_at(factors.len() / 2), activation);
     }
 }
 
 #[inline(always)]
-fn affine_rows<T: Real>(y: &mut [T], x: &[T], (scale, shift): (&[T], &[T]), activation: Activation) {
+fn affine_rows<T: Real, const FUSED: bool>(y: &mut [T], x: &[T], (scale, shift): (&[T], &[T]), activation: Activation) {
     let width = scale.len();
     for (row, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
         for i in 0..width {
@@ -163,7 +163,7 @@ fn affine_rows<T: Real>(y: &mut [T], x: &[T], (scale, shift): (&[T], &[T]), acti
         }
     }
     if activation == Activation::Silu {
-        y.iter_mut().for_each(|y| *y = silu_of(*y));
+        y.iter_mut().for_each(|y| *y = silu_of::<T, FUSED>(*y));
     }
 }
 
@@ -181,7 +181,7 @@ vectorised! {
                 (kept[0], kept[1]) = (mean[group * size], rstd[group * size]);
             }
             scale_and_shift((&mut rstd, &mut mean), (&w, &b));
-            affine_rows(y, x, (&rstd, &mean), activation);
+            affine_rows::<T, FUSED>(y, x, (&rstd, &mean), activation);
         }
     }
 }
