@@ -39,7 +39,9 @@ pub fn available<T: Real>() -> bool {
 /// Whether a product is made here rather than by the `gemm` crate, which packs as it should for large products: where the right
 /// factor lies by columns, as a layer's weight does, and is small beside the caches or meets few rows.
 pub fn suits<T: Real>((m, n, k): (usize, usize, usize), a: Matrix<*const T>, b: Matrix<*const T>) -> bool {
-    available::<T>() && lie_as_in_a_layer(a, b) && (n * k <= SMALL || are_few(m, n))
+    /// For so few, packing both factors, as the crate does, shows in the time of any product.
+    const FEW: usize = 256;
+    available::<T>() && lie_as_in_a_layer(a, b) && (n * k <= SMALL || m <= FEW || are_few(m, n))
 }
 
 /// Whether a row of one factor and a column of the other lie in one piece each.
