@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use anyhow::{Result, bail};
 use candle_core::{Result as CandleResult, Tensor, Var};
-use jedi::ops::{self, Activation, AdamW, Conv2d, Groups, Mask, Moments};
+use jedi::ops::{self, Activation, AdamW, Conv2d, Groups, Mask, Moments, Parameter};
 use jedi::rng::Rng;
 
 use super::case::{Pass, Work};
@@ -138,10 +138,9 @@ impl Updates {
             gradient_scale: (1.0 / (norm + 1e-6)).min(1.0),
             ema_decay: 0.999,
         };
-        for ((parameter, moments), gradient) in self.slots.iter().zip(gradients) {
-            adamw.update(parameter, gradient, moments)?;
-        }
-        Ok(())
+        let all = self.slots.iter().zip(gradients);
+        let all = all.map(|((values, moments), gradient)| Parameter { values, gradient, moments });
+        Ok(adamw.update(&all.collect::<Vec<_>>())?)
     }
 }
 

@@ -1,4 +1,4 @@
-//! One AdamW update with its exponential moving average, in a single pass over a parameter.
+//! One AdamW update of parameters with their exponential moving averages, in a single pass over all of them.
 
 use std::ops::Range;
 
@@ -6,7 +6,8 @@ use candle_core::{Result, Tensor, Var, bail};
 
 use super::cuda;
 use super::elementwise::GRAIN;
-use super::graft::{on_cpu, with_values, with_values_mut};
+use super::graft::{on_cpu, values_in, with_values, with_values_mut};
+use super::joined::Joined;
 use super::parallel;
 use super::real::{Real, vectorised};
 
@@ -40,55 +41,103 @@ pub struct Moments {
     pub ema: Option<Var>,
 }
 
+/// A parameter with its gradient, both of one shape, and what AdamW remembers of it.
+#[derive(Clone, Copy)]
+pub struct Parameter<'a> {
+    /// What is updated, in f32.
+    pub values: &'a Var,
+    /// Of the loss, for the values; on the CPU in f32.
+    pub gradient: &'a Tensor,
+    /// Of all updates so far.
+    pub moments: &'a Moments,
+}
+
+impl<'a> Parameter<'a> {
+    fn is_here(&self, var: &Var) -> bool {
+        var.device().location() == self.values.device().location()
+    }
+
+    /// The average, where it lies with the values.
+    pub(super) fn average_here(&self) -> Option<&'a Var> {
+        self.moments.ema.as_ref().filter(|ema| self.is_here(ema))
+    }
+
+    fn average_elsewhere(&self) -> Option<&'a Var> {
+        self.moments.ema.as_ref().filter(|ema| !self.is_here(ema))
+    }
+}
+
 impl AdamW {
-    /// Updates the parameter and its moments in place.
+    /// Updates all parameters and their moments in place. Those that lie together are updated in one go: many may be too
+    /// small to be worth a launch or a parallel section of their own.
     ///
-    /// # Shapes
-    /// - gradient of the parameter's shape
-    pub fn update(&self, parameter: &Var, gradient: &Tensor, moments: &Moments) -> Result<()> {
-        if gradient.dims() != parameter.dims() {
-            bail!("adamw: gradient {:?} for a parameter {:?}", gradient.dims(), parameter.dims());
-        }
-        let device = |var: &Var| var.device().location();
-        if device(&moments.first) != device(parameter) {
-            return self.update_from_afar(parameter, gradient, moments);
-        }
-        if let Some(ema) = moments.ema.as_ref().filter(|ema| device(ema) != device(parameter)) {
-            let here = Moments { first: moments.first.clone(), second: moments.second.clone(), ema: None };
-            self.update(parameter, gradient, &here)?;
-            return self.follow(ema, parameter);
-        }
-        if !on_cpu(parameter) {
-            if cuda::adamw(parameter, gradient, moments, self.factors())? {
-                return Ok(());
+    /// Fails where a gradient is not of its parameter's shape, or a tensor would be updated twice.
+    pub fn update(&self, parameters: &[Parameter]) -> Result<()> {
+        for Parameter { values, gradient, moments } in parameters {
+            let parts = [moments.first.dims(), moments.second.dims(), gradient.dims()];
+            let average = moments.ema.as_ref().map(|ema| ema.dims());
+            if let Some(other) = parts.into_iter().chain(average).find(|dims| *dims != values.dims()) {
+                bail!("adamw: a gradient, moment or average {other:?} for a parameter {:?}", values.dims());
             }
-            return self.update_on_device(parameter, gradient, moments);
         }
+        let is_here = |own: &Parameter| own.is_here(&own.moments.first);
+        let (here, from_afar): (Vec<_>, Vec<_>) = parameters.iter().copied().partition(is_here);
+        let (of_cpu, of_device): (Vec<_>, Vec<_>) = here.iter().copied().partition(|own| on_cpu(own.values));
+        self.update_on_cpu(&of_cpu)?;
+        if !cuda::adamw(&of_device, self.factors())? {
+            of_device.iter().try_for_each(|own| self.update_on_device(own))?;
+        }
+        for own in from_afar {
+            self.update_from_afar(own)?;
+        }
+        for own in here {
+            if let Some(average) = own.average_elsewhere() {
+                self.follow(average, own.values)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn update_on_cpu(&self, parameters: &[Parameter]) -> Result<()> {
         let factors = self.factors();
-        with_values::<f32, _>(gradient, |g| {
-            with_values_mut(parameter, |p| {
-                with_values_mut(&moments.first, |m| {
-                    with_values_mut(&moments.second, |v| match &moments.ema {
-                        Some(ema) => with_values_mut(ema, |e| {
-                            in_parts([p, m, v, e], |[p, m, v, e], range| fused(p, m, v, e, &g[range], factors));
-                        }),
-                        None => {
-                            in_parts([p, m, v], |[p, m, v], range| fused_without_average(p, m, v, &g[range], factors));
-                            Ok(())
-                        }
-                    })
-                })
-            })
-        })?????;
+        let gradients = parameters.iter().map(|own| own.gradient.contiguous()).collect::<Result<Vec<_>>>()?;
+        let held: Vec<_> = gradients.iter().map(Tensor::storage_and_layout).collect();
+        let gradients = held.iter().map(|(storage, layout)| values_in::<f32>(storage, layout));
+        let gradients = gradients.collect::<Result<Vec<_>>>()?;
+        let place = |var: &Var| with_values_mut::<f32, _>(var, parallel::Disjoint::new);
+        let places = |own: &Parameter| {
+            let average = own.average_here().map(place).transpose()?;
+            Ok(([place(own.values)?, place(&own.moments.first)?, place(&own.moments.second)?], average))
+        };
+        let places = parameters.iter().map(places).collect::<Result<Vec<_>>>()?;
+        let whole = Joined::new(gradients.iter().map(|gradient| gradient.len()));
+        refuse_overlaps(gradients.iter().zip(&places).flat_map(|(gradient, (own, average))| {
+            own.iter().chain(average).map(|at| at.at(0) as usize..at.at(gradient.len()) as usize)
+        }))?;
+        parallel::map(whole.total(), GRAIN, |range| {
+            whole.for_pieces(range, |idx, range| {
+                let (g, (own, average)) = (&gradients[idx][range.clone()], &places[idx]);
+                // SAFETY: pieces of different threads do not overlap, nor do the tensors, which are as long as the
+                // gradient; the caller holds them, so that they stay where they are.
+                let piece = |at: &parallel::Disjoint<f32>| unsafe {
+                    std::slice::from_raw_parts_mut(at.at(range.start), range.len())
+                };
+                let [p, m, v] = own.each_ref().map(piece);
+                match average.as_ref().map(piece) {
+                    Some(e) => fused(p, m, v, e, g, factors),
+                    None => fused_without_average(p, m, v, g, factors),
+                }
+            });
+        });
         Ok(())
     }
 
     /// Where the moments are; the parameter travels there and back.
-    fn update_from_afar(&self, parameter: &Var, gradient: &Tensor, moments: &Moments) -> Result<()> {
+    fn update_from_afar(&self, Parameter { values, gradient, moments }: Parameter) -> Result<()> {
         let device = moments.first.device();
-        let copy = Var::from_tensor(&parameter.as_detached_tensor().to_device(device)?)?;
-        self.update(&copy, &gradient.to_device(device)?, moments)?;
-        parameter.set(&copy.as_detached_tensor().to_device(parameter.device())?)
+        let copy = Var::from_tensor(&values.as_detached_tensor().to_device(device)?)?;
+        self.update(&[Parameter { values: &copy, gradient: &gradient.to_device(device)?, moments }])?;
+        values.set(&copy.as_detached_tensor().to_device(values.device())?)
     }
 
     /// The average alone, in the host's memory.
@@ -96,9 +145,8 @@ impl AdamW {
         let parameter = parameter.as_detached_tensor().to_device(ema.device())?;
         let decay = self.ema_decay as f32;
         with_values::<f32, _>(&parameter, |p| {
-            with_values_mut(ema, |e| in_parts([e], |[e], range| averaged(e, &p[range], decay)))
-        })??;
-        Ok(())
+            with_values_mut(ema, |e| parallel::for_rows(e, 1, GRAIN, |range, e| averaged(e, &p[range], decay)))
+        })?
     }
 
     fn factors(&self) -> Factors<f32> {
@@ -115,35 +163,33 @@ impl AdamW {
         }
     }
 
-    fn update_on_device(&self, parameter: &Var, gradient: &Tensor, moments: &Moments) -> Result<()> {
+    fn update_on_device(&self, own: &Parameter) -> Result<()> {
+        let Parameter { values, gradient, moments } = own;
         let (b1, b2) = self.betas;
         let f = self.factors();
         let gradient = (gradient.detach() * self.gradient_scale)?;
         let first = ((moments.first.as_detached_tensor() * b1)? + (&gradient * (1.0 - b1))?)?;
         let second = ((moments.second.as_detached_tensor() * b2)? + (gradient.sqr()? * (1.0 - b2))?)?;
         let denominator = ((second.sqrt()? * f.inverse_root as f64)? + self.eps)?;
-        let shrunk = (parameter.as_detached_tensor() * f.shrink as f64)?;
+        let shrunk = (values.as_detached_tensor() * f.shrink as f64)?;
         let updated = (shrunk - ((&first / denominator)? * f.step_size as f64)?)?;
-        parameter.set(&updated)?;
+        values.set(&updated)?;
         moments.first.set(&first)?;
         moments.second.set(&second)?;
-        let Some(average) = &moments.ema else { return Ok(()) };
+        let Some(average) = own.average_here() else { return Ok(()) };
         let ema = ((average.as_detached_tensor() * self.ema_decay)? + (&updated * (1.0 - self.ema_decay))?)?;
         average.set(&ema)
     }
 }
 
-/// Calls `f` with the same range of each, in parallel.
-fn in_parts<const N: usize>(all: [&mut [f32]; N], f: impl Fn([&mut [f32]; N], Range<usize>) + Send + Sync) {
-    let len = all[0].len();
-    assert!(all.iter().all(|values| values.len() == len), "a parameter and its moments are of one shape");
-    let all = all.map(parallel::Disjoint::new);
-    parallel::map(len, GRAIN, |range| {
-        // SAFETY: the ranges do not overlap and end at `len`.
-        let part =
-            |at: &parallel::Disjoint<f32>| unsafe { std::slice::from_raw_parts_mut(at.at(range.start), range.len()) };
-        f(all.each_ref().map(part), range.clone());
-    });
+/// Fails where two of the ranges have something in common.
+fn refuse_overlaps(ranges: impl Iterator<Item = Range<usize>>) -> Result<()> {
+    let mut ranges: Vec<_> = ranges.filter(|range| !range.is_empty()).collect();
+    ranges.sort_unstable_by_key(|range| range.start);
+    match ranges.windows(2).all(|pair| pair[0].end <= pair[1].start) {
+        true => Ok(()),
+        false => bail!("adamw: a tensor is given twice to one update"),
+    }
 }
 
 /// What the update multiplies with.
@@ -197,13 +243,31 @@ vectorised! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rng::Rng;
     use candle_core::Device;
 
+    fn var(t: Tensor) -> Var {
+        Var::from_tensor(&t).unwrap()
+    }
+
     fn moments(values: &[f32]) -> Moments {
-        let var = |t: Tensor| Var::from_tensor(&t).unwrap();
         let p = Tensor::new(values, &Device::Cpu).unwrap();
         let zeros = p.zeros_like().unwrap();
         Moments { first: var(zeros.copy().unwrap()), second: var(zeros), ema: Some(var(p)) }
+    }
+
+    fn adamw(step: u64) -> AdamW {
+        AdamW { lr: 0.01, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.1, step, gradient_scale: 0.5, ema_decay: 0.9 }
+    }
+
+    fn values(var: &Tensor) -> Vec<f32> {
+        var.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// A parameter's values and all that is remembered of it.
+    fn all(parameter: &Var, moments: &Moments) -> Vec<Vec<f32>> {
+        let parts = [Some(parameter), Some(&moments.first), Some(&moments.second), moments.ema.as_ref()];
+        parts.into_iter().flatten().map(|var| values(var)).collect()
     }
 
     #[test]
@@ -211,25 +275,14 @@ mod tests {
         let start = [0.5f32, -1.0, 2.0];
         let (fused, composed) = (moments(&start), moments(&start));
         let bare = Moments { ema: None, ..moments(&start) };
-        let r = Var::new(&start, &Device::Cpu).unwrap();
-        let p = Var::new(&start, &Device::Cpu).unwrap();
-        let q = Var::new(&start, &Device::Cpu).unwrap();
+        let [p, q, r] = [(); 3].map(|()| Var::new(&start, &Device::Cpu).unwrap());
         // By hand in f64.
         let (mut value, mut m, mut v, mut ema) = (0.5f64, 0.0f64, 0.0f64, 0.5f64);
         for step in 1..=5u64 {
-            let adamw = AdamW {
-                lr: 0.01,
-                betas: (0.9, 0.999),
-                eps: 1e-8,
-                weight_decay: 0.1,
-                step,
-                gradient_scale: 0.5,
-                ema_decay: 0.9,
-            };
-            let gradient = Tensor::new(&[step as f32, -0.3, 0.0], &Device::Cpu).unwrap();
-            adamw.update(&p, &gradient, &fused).unwrap();
-            adamw.update_on_device(&q, &gradient, &composed).unwrap();
-            adamw.update(&r, &gradient, &bare).unwrap();
+            let gradient = &Tensor::new(&[step as f32, -0.3, 0.0], &Device::Cpu).unwrap();
+            let with_average = Parameter { values: &p, gradient, moments: &fused };
+            adamw(step).update(&[with_average, Parameter { values: &r, gradient, moments: &bare }]).unwrap();
+            adamw(step).update_on_device(&Parameter { values: &q, gradient, moments: &composed }).unwrap();
             let g = step as f64 * 0.5;
             m = 0.9 * m + 0.1 * g;
             v = 0.999 * v + 0.001 * g * g;
@@ -237,7 +290,6 @@ mod tests {
             value = value * (1.0 - 0.01 * 0.1) - 0.01 * corrected.0 / (corrected.1.sqrt() + 1e-8);
             ema = 0.9 * ema + 0.1 * value;
         }
-        let values = |t: &Tensor| t.to_vec1::<f32>().unwrap();
         assert!((values(&p)[0] as f64 - value).abs() < 1e-6, "{} {value}", values(&p)[0]);
         assert_eq!(values(&p), values(&r), "the average changes nothing");
         let [average, other] = [&fused, &composed].map(|moments| values(moments.ema.as_ref().unwrap()));
@@ -248,48 +300,59 @@ mod tests {
     }
 
     #[test]
+    fn all_at_once_give_the_bits_of_one_by_one() {
+        // Small ones beside some that more than one thread works on, and one of nothing; every other has an average.
+        let shapes: [&[usize]; 7] = [&[5], &[3, 7], &[151, 211], &[1], &[0], &[2, 3, 3, 3], &[20_011]];
+        let drawn = |what: &str, i: usize| Rng::new(5, what, i as u64).normal_tensor(shapes[i]).unwrap();
+        let start = |i: usize| {
+            let ema = (i % 2 == 1).then(|| var(drawn("ema", i)));
+            let second = var(drawn("second", i).sqr().unwrap());
+            (var(drawn("values", i)), Moments { first: var(drawn("first", i)), second, ema })
+        };
+        let gradients: Vec<Tensor> = (0..shapes.len()).map(|i| drawn("gradient", i)).collect();
+        let [together, alone] = [(); 2].map(|()| (0..shapes.len()).map(start).collect::<Vec<_>>());
+        fn given<'a>(slots: &'a [(Var, Moments)], gradients: &'a [Tensor]) -> Vec<Parameter<'a>> {
+            let all = slots.iter().zip(gradients);
+            all.map(|((values, moments), gradient)| Parameter { values, gradient, moments }).collect()
+        }
+        adamw(3).update(&given(&together, &gradients)).unwrap();
+        for one in given(&alone, &gradients) {
+            adamw(3).update(&[one]).unwrap();
+        }
+        for (i, ((p, moments), (q, others))) in together.iter().zip(&alone).enumerate() {
+            assert_eq!(all(p, moments), all(q, others), "{:?}", shapes[i]);
+            assert!(shapes[i] == [0] || values(p) != values(&drawn("values", i)), "{:?}", shapes[i]);
+        }
+    }
+
+    #[test]
     fn what_is_kept_elsewhere_follows_to_the_bit() {
         let start = [0.5f32, -1.0, 2.0];
         let [near, afar, beside] = [(); 3].map(|()| moments(&start));
         let [p, q, r] = [(); 3].map(|()| Var::new(&start, &Device::Cpu).unwrap());
         for step in 1..=3u64 {
-            let adamw = AdamW {
-                lr: 0.01,
-                betas: (0.9, 0.999),
-                eps: 1e-8,
-                weight_decay: 0.1,
-                step,
-                gradient_scale: 0.5,
-                ema_decay: 0.9,
-            };
-            let gradient = Tensor::new(&[step as f32, -0.3, 0.0], &Device::Cpu).unwrap();
-            adamw.update(&p, &gradient, &near).unwrap();
-            adamw.update_from_afar(&q, &gradient, &afar).unwrap();
-            let here = Moments { first: beside.first.clone(), second: beside.second.clone(), ema: None };
-            adamw.update(&r, &gradient, &here).unwrap();
-            adamw.follow(beside.ema.as_ref().unwrap(), &r).unwrap();
+            let gradient = &Tensor::new(&[step as f32, -0.3, 0.0], &Device::Cpu).unwrap();
+            adamw(step).update(&[Parameter { values: &p, gradient, moments: &near }]).unwrap();
+            adamw(step).update_from_afar(Parameter { values: &q, gradient, moments: &afar }).unwrap();
+            let here = &Moments { first: beside.first.clone(), second: beside.second.clone(), ema: None };
+            adamw(step).update(&[Parameter { values: &r, gradient, moments: here }]).unwrap();
+            adamw(step).follow(beside.ema.as_ref().unwrap(), &r).unwrap();
         }
-        let values = |var: &Var| var.to_vec1::<f32>().unwrap();
-        let all = |parameter: &Var, moments: &Moments| {
-            [parameter, &moments.first, &moments.second, moments.ema.as_ref().unwrap()].map(values)
-        };
         assert_ne!(values(&p), start);
         assert_eq!(all(&p, &near), all(&q, &afar));
         assert_eq!(all(&p, &near), all(&r, &beside));
     }
 
     #[test]
-    fn a_gradient_of_another_shape_is_refused() {
-        let p = Var::new(&[1f32, 2.0], &Device::Cpu).unwrap();
-        let adamw = AdamW {
-            lr: 0.1,
-            betas: (0.9, 0.999),
-            eps: 1e-8,
-            weight_decay: 0.0,
-            step: 1,
-            gradient_scale: 1.0,
-            ema_decay: 0.9,
+    fn a_gradient_of_another_shape_and_a_tensor_given_twice_are_refused() {
+        let (values, own) = (Var::new(&[1f32, 2.0], &Device::Cpu).unwrap(), moments(&[1.0, 2.0]));
+        let refused = |gradient: &[f32], others: &Moments| {
+            let gradient = &Tensor::new(gradient, &Device::Cpu).unwrap();
+            let first = Parameter { values: &values, gradient, moments: &own };
+            let second = Parameter { values: &Var::from_tensor(&values).unwrap(), gradient, moments: others };
+            adamw(1).update(&[first, second]).expect_err("refused").to_string()
         };
-        assert!(adamw.update(&p, &Tensor::new(&[1f32], &Device::Cpu).unwrap(), &moments(&[1.0, 2.0])).is_err());
+        assert!(refused(&[1.0], &moments(&[1.0, 2.0])).contains("gradient"));
+        assert!(refused(&[1.0, 1.0], &own).contains("twice"));
     }
 }

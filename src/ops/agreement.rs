@@ -3,9 +3,10 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::{
-    Activation, Conv2d, Groups, Mask, attention, backward_from, conv2d, geglu, group_norm, layer_norm, linear,
+    Activation, Conv2d, Groups, Mask, attention, backward_from, conv2d, geglu, global_norm, group_norm, layer_norm,
+    linear,
 };
-use super::{AdamW, Moments};
+use super::{AdamW, Moments, Parameter};
 use crate::rng::Rng;
 
 /// How far an operation is from the CPU's, its output and all gradients together.
@@ -96,8 +97,8 @@ pub fn agreement(device: &Device, dtype: DType) -> Result<Vec<Agreement>> {
         let there = inputs.iter().map(|x| x.to_device(device)?.to_dtype(dtype)).collect::<Result<Vec<_>>>()?;
         found.push(Agreement { operation, dtype, gap: gap(&twin, &evaluated(&there, &f)?)?, allowed: allowed(dtype) });
     }
-    let operation = "AdamW with averaged weights".into();
-    let (twin, own) = (updated(&Device::Cpu, DType::F32, true)?, updated(device, dtype, true)?);
+    let operation = "norm of gradients and AdamW with averaged weights, 150 tensors".into();
+    let (twin, own) = (updated(&Device::Cpu, DType::F32)?, updated(device, dtype)?);
     // Its state is f32 whatever the gradient is.
     found.push(Agreement { operation, dtype, gap: gap(&twin, &own)?, allowed: allowed(DType::F32) });
     Ok(found)
@@ -118,13 +119,24 @@ fn evaluated(inputs: &[Tensor], f: &Operation) -> Result<Vec<Tensor>> {
     Ok(all)
 }
 
-/// A parameter and its moments, with an average or without, after an update with a gradient in `dtype`.
-pub fn updated(device: &Device, dtype: DType, is_averaged: bool) -> Result<Vec<Tensor>> {
-    let draw = |name: &str| Rng::new(5, name, 0).normal_tensor(&[33, 129])?.to_device(device);
-    let parameter = Var::from_tensor(&draw("parameter")?)?;
-    let second = Var::from_tensor(&draw("second")?.sqr()?)?;
-    let ema = is_averaged.then(|| Var::from_tensor(&draw("ema")?)).transpose()?;
-    let moments = Moments { first: Var::from_tensor(&draw("first")?)?, second, ema };
+/// Parameters of unlike sizes and their moments, every other with an average, after an update with gradients in `dtype`;
+/// last the gradients' norm, as a share of what it is of normal numbers.
+pub fn updated(device: &Device, dtype: DType) -> Result<Vec<Tensor>> {
+    // More than one launch takes, the largest in many blocks.
+    let shapes = |i: usize| if i == 3 { vec![333, 129] } else { vec![1 + i % 5, 3 + i] };
+    let (mut slots, mut gradients) = (Vec::new(), Vec::new());
+    for i in 0..150 {
+        let draw = |name: &str| Rng::new(5, name, i as u64).normal_tensor(&shapes(i))?.to_device(device);
+        let ema = (i % 2 == 1).then(|| Var::from_tensor(&draw("ema")?)).transpose()?;
+        let second = Var::from_tensor(&draw("second")?.sqr()?)?;
+        slots.push((
+            Var::from_tensor(&draw("parameter")?)?,
+            Moments { first: Var::from_tensor(&draw("first")?)?, second, ema },
+        ));
+        gradients.push(draw("gradient")?.to_dtype(DType::BF16)?.to_dtype(dtype)?);
+    }
+    let count: usize = gradients.iter().map(Tensor::elem_count).sum();
+    let norm = Tensor::new(&[(global_norm(&gradients)? / (count as f64).sqrt()) as f32], &Device::Cpu)?;
     let adamw = AdamW {
         lr: 0.01,
         betas: (0.9, 0.999),
@@ -134,10 +146,12 @@ pub fn updated(device: &Device, dtype: DType, is_averaged: bool) -> Result<Vec<T
         gradient_scale: 0.5,
         ema_decay: 0.9,
     };
-    let gradient = draw("gradient")?.to_dtype(DType::BF16)?.to_dtype(dtype)?;
-    adamw.update(&parameter, &gradient, &moments)?;
-    let all = [Some(&parameter), Some(&moments.first), Some(&moments.second), moments.ema.as_ref()];
-    Ok(all.into_iter().flatten().map(|var| var.as_detached_tensor()).collect())
+    let all = slots.iter().zip(&gradients);
+    let all = all.map(|((values, moments), gradient)| Parameter { values, gradient, moments });
+    adamw.update(&all.collect::<Vec<_>>())?;
+    let parts =
+        slots.iter().flat_map(|(values, own)| [Some(values), Some(&own.first), Some(&own.second), own.ema.as_ref()]);
+    Ok(parts.flatten().map(|var| var.as_detached_tensor()).chain([norm]).collect())
 }
 
 /// The largest gap between two lists of tensors, as a share of the largest magnitude in the tensor; NaN where one is.

@@ -214,10 +214,14 @@ pub fn on_cpu(x: &Tensor) -> bool {
 pub fn with_values<T: Real, R>(x: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
     let x = x.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
-    let Storage::Cpu(storage) = &*storage else { bail!("the CPU kernels need tensors on the CPU") };
-    let values = T::cpu_storage_as_slice(storage)?;
-    let start = layout.start_offset();
-    Ok(f(&values[start..start + layout.shape().elem_count()]))
+    Ok(f(values_in(&storage, layout)?))
+}
+
+/// The values of a contiguous CPU tensor in its storage.
+pub fn values_in<'a, T: Real>(storage: &'a Storage, layout: &Layout) -> Result<&'a [T]> {
+    let Storage::Cpu(storage) = storage else { bail!("the CPU kernels need tensors on the CPU") };
+    let Some((start, end)) = layout.contiguous_offsets() else { bail!("the CPU kernels need contiguous tensors") };
+    Ok(&T::cpu_storage_as_slice(storage)?[start..end])
 }
 
 /// Calls `f` with the values of a contiguous CPU tensor, to change them where they are (parameters and their moments,

@@ -22,6 +22,7 @@ mod cuda;
 #[path = "cuda/absent.rs"]
 mod cuda;
 mod graft;
+mod joined;
 mod lanes;
 mod ledger;
 mod memory;
@@ -58,7 +59,7 @@ mod winograd;
 
 pub use abilities::{instructions, threads};
 pub use activation::{geglu, gelu, quick_gelu, silu};
-pub use adamw::{AdamW, Moments};
+pub use adamw::{AdamW, Moments, Parameter};
 pub use agreement::{Agreement, agreement};
 pub use any_batch::alike_in_any_batch;
 pub use attention::{Mask, attention};

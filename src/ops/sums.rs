@@ -2,8 +2,10 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
+use super::cuda;
 use super::elementwise::GRAIN;
-use super::graft::{for_float, graft, on_cpu, tensor, with_values};
+use super::graft::{for_float, graft, on_cpu, tensor, values_in, with_values};
+use super::joined::Joined;
 use super::parallel;
 use super::real::{Real, vectorised};
 
@@ -20,7 +22,8 @@ pub fn mean_all(x: &Tensor) -> Result<Tensor> {
         bail!("mean_all: {:?} holds no elements", x.dims());
     }
     for_float!(x, T => {
-        let total = with_values::<T, _>(x, |x| total(x, sum))?;
+        let sums = with_values::<T, _>(x, |x| parallel::map(x.len(), GRAIN, |range| sum(&x[range])))?;
+        let total: f64 = sums.into_iter().sum();
         graft("mean_all", &[x], (vec![T::of(total / count)], ()), move |inputs, _, gradient| {
             let each = with_values::<T, _>(gradient, |dy| dy[0] * T::of(1.0 / count))?;
             let shape = inputs[0].shape();
@@ -29,26 +32,36 @@ pub fn mean_all(x: &Tensor) -> Result<Tensor> {
     })
 }
 
-/// √Σx² over all elements of all tensors, in f64 on the CPU; without history.
+/// √Σx² over all elements of all tensors, without history. On the CPU they are of one number format and added in f64; the
+/// result has the same bits with any number of threads.
 pub fn global_norm(tensors: &[Tensor]) -> Result<f64> {
-    let is_on_cpu = tensors.iter().all(on_cpu);
-    let squares = match is_on_cpu {
-        true => tensors.iter().map(sum_of_squares).collect::<Result<Vec<f64>>>()?,
-        false => {
-            let squares = tensors.iter().map(|x| x.detach().sqr()?.sum_all()?.to_dtype(DType::F32));
-            // Stacked, so that a GPU is waited for once.
-            Tensor::stack(&squares.collect::<Result<Vec<_>>>()?, 0)?.to_dtype(DType::F64)?.to_vec1()?
-        }
-    };
+    let Some(first) = tensors.first() else { return Ok(0.0) };
+    if tensors.iter().all(on_cpu) {
+        return for_float!(first, T => sum_of_squares::<T>(tensors)).map(f64::sqrt);
+    }
+    if let Some(sum) = cuda::sum_of_squares(tensors)? {
+        return Ok(sum.sqrt());
+    }
+    let squares = tensors.iter().map(|x| x.detach().sqr()?.sum_all()?.to_dtype(DType::F32));
+    // Stacked, so that the device is waited for once.
+    let squares: Vec<f64> = Tensor::stack(&squares.collect::<Result<Vec<_>>>()?, 0)?.to_dtype(DType::F64)?.to_vec1()?;
     Ok(squares.iter().sum::<f64>().sqrt())
 }
 
-fn sum_of_squares(x: &Tensor) -> Result<f64> {
-    for_float!(x, T => with_values::<T, _>(x, |x| total(x, squares)))
-}
-
-fn total<T: Real>(x: &[T], of_part: impl Fn(&[T]) -> f64 + Sync + Send) -> f64 {
-    parallel::map(x.len(), GRAIN, |range| of_part(&x[range])).into_iter().sum()
+/// In one parallel section, by parts of one length, each summed by one thread.
+fn sum_of_squares<T: Real>(tensors: &[Tensor]) -> Result<f64> {
+    let tensors = tensors.iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>()?;
+    let held: Vec<_> = tensors.iter().map(Tensor::storage_and_layout).collect();
+    let values = held.iter().map(|(storage, layout)| values_in::<T>(storage, layout)).collect::<Result<Vec<_>>>()?;
+    let whole = Joined::new(values.iter().map(|values| values.len()));
+    let of_part = |part: usize| {
+        let mut sum = 0.0;
+        let range = part * GRAIN..whole.total().min((part + 1) * GRAIN);
+        whole.for_pieces(range, |idx, range| sum += squares(&values[idx][range]));
+        sum
+    };
+    let sums = parallel::map(whole.total().div_ceil(GRAIN), 1, |parts| parts.map(of_part).collect::<Vec<f64>>());
+    Ok(sums.iter().flatten().sum())
 }
 
 /// Sums that run side by side, so that they vectorise.

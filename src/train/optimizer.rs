@@ -10,7 +10,7 @@ use super::objective::Weights;
 use super::settings::{OnHost, OptimizerConfig, TrainConfig};
 use super::team::Team;
 use crate::model::params::NamedVars;
-use crate::ops::{AdamW, Gradients, Moments, global_norm};
+use crate::ops::{AdamW, Gradients, Moments, Parameter, global_norm};
 use crate::ranks::Ranks;
 
 const PARAMETER: &str = "parameter";
@@ -111,11 +111,11 @@ impl Optimizer {
             gradient_scale: if clip > 0.0 { (clip / (gradient_norm + 1e-6)).min(1.0) } else { 1.0 },
             ema_decay: self.settings.ema_decay_at(self.step),
         };
-        for (slot, gradient) in self.slots.values().zip(own) {
-            if let (Some(moments), Some(gradient)) = (&slot.moments, gradient) {
-                adamw.update(&slot.parameter, &gradient, moments)?;
-            }
-        }
+        let here = self.slots.values().zip(&own).filter_map(|(slot, gradient)| {
+            Some(Parameter { values: &slot.parameter, gradient: gradient.as_ref()?, moments: slot.moments.as_ref()? })
+        });
+        adamw.update(&here.collect::<Vec<_>>())?;
+        drop(own);
         if self.team.is_sharded() {
             self.team.share_weights(&self.slots.values().map(|slot| &slot.parameter).collect::<Vec<_>>())?;
         }

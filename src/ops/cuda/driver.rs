@@ -14,12 +14,13 @@ use candle_core::{CudaDevice, CudaStorage, Result, Storage, StorageRef, bail};
 use super::launch::{Argument, Launch};
 
 /// Machine code for sm_80 and sm_90, and PTX that later GPUs compile for themselves, from `build.rs`.
-const IMAGES: [(&str, &[u8]); 5] = [
+const IMAGES: [(&str, &[u8]); 6] = [
     ("attention_forward", include_bytes!(concat!(env!("OUT_DIR"), "/attention_forward.fatbin"))),
     ("attention_backward", include_bytes!(concat!(env!("OUT_DIR"), "/attention_backward.fatbin"))),
     ("group_norm", include_bytes!(concat!(env!("OUT_DIR"), "/group_norm.fatbin"))),
     ("layer_norm", include_bytes!(concat!(env!("OUT_DIR"), "/layer_norm.fatbin"))),
-    ("elementwise", include_bytes!(concat!(env!("OUT_DIR"), "/elementwise.fatbin"))),
+    ("geglu", include_bytes!(concat!(env!("OUT_DIR"), "/geglu.fatbin"))),
+    ("update", include_bytes!(concat!(env!("OUT_DIR"), "/update.fatbin"))),
 ];
 
 /// What was loaded stays: there are few kernels, and a process uses most of them.
@@ -69,43 +70,38 @@ pub fn shared_limit(device: &CudaDevice) -> Result<usize> {
     shared_limit_of(&device.cuda_stream())
 }
 
-/// An argument as the kernel gets it.
-enum Value {
-    Address(u64),
-    Int(i32),
-    Float(f32),
-}
-
 /// Puts a launch on the stream.
 pub fn run(device: &CudaDevice, launch: &Launch, arguments: &mut [Argument]) -> Result<()> {
     let stream = device.cuda_stream();
     let function = function(&stream, launch)?;
+    if let Some(value) = arguments.iter().find_map(too_large) {
+        bail!("{}: {value} is more than the kernel can count", launch.kernel);
+    }
+    let words: Vec<&Argument> = arguments.iter().flat_map(words_of).collect();
     // Tensors are held until the launch is on the stream; what frees or changes them comes behind it there.
-    let mut held = Vec::with_capacity(arguments.len());
-    for argument in arguments.iter() {
-        held.push(match argument {
+    let mut held = Vec::with_capacity(words.len());
+    for word in &words {
+        held.push(match word {
             Argument::Read(x) | Argument::Change(x) => Some(storage_of(x)?),
             _ => None,
         });
     }
-    let mut values = Vec::with_capacity(arguments.len());
+    // Of 8 bytes each; numbers of 4 bytes are in the lower ones, which come first.
+    let mut values: Vec<u64> = Vec::with_capacity(words.len());
     let mut uses = Vec::new();
-    for (argument, held) in arguments.iter().zip(&held) {
-        values.push(match (argument, held) {
+    for (word, held) in words.iter().zip(&held) {
+        values.push(match (word, held) {
             (Argument::Fill(fresh), _) => {
                 let Storage::Cuda(storage) = &fresh.storage else { bail!("{}: not on the GPU", launch.kernel) };
-                Value::Address(address(storage, &stream, &mut uses)?)
+                address(storage, &stream, &mut uses)?
             }
             (_, Some((storage, start))) => {
                 let Storage::Cuda(storage) = &**storage else { bail!("{}: not on the GPU", launch.kernel) };
-                Value::Address(address(storage, &stream, &mut uses)? + start)
+                address(storage, &stream, &mut uses)? + start
             }
-            (Argument::Int(value), _) => match i32::try_from(*value) {
-                Ok(value) => Value::Int(value),
-                Err(_) => bail!("{}: {value} is more than the kernel can count", launch.kernel),
-            },
-            (Argument::Float(value), _) => Value::Float(*value),
-            _ => Value::Address(0),
+            (Argument::Int(value), _) => *value as u64,
+            (Argument::Float(value), _) => value.to_bits().into(),
+            _ => 0,
         });
     }
     let [x, y, z] = launch.blocks.map(|blocks| blocks as u32);
@@ -115,16 +111,31 @@ pub fn run(device: &CudaDevice, launch: &Launch, arguments: &mut [Argument]) -> 
         shared_mem_bytes: launch.shared as u32,
     };
     let mut builder = stream.launch_builder(&function);
-    for value in &values {
-        match value {
-            Value::Address(value) => builder.arg(value),
-            Value::Int(value) => builder.arg(value),
-            Value::Float(value) => builder.arg(value),
-        };
+    let mut rest = &*values;
+    for argument in arguments.iter() {
+        let (own, others) = rest.split_at(words_of(argument).len());
+        builder.arg(&own[0]);
+        rest = others;
     }
-    // SAFETY: the arguments are those of the kernel, in its order; each tensor is as large as the sizes given say.
+    // SAFETY: the arguments are those of the kernel, in its order, a table as long as the kernel's; each tensor is as large
+    // as the sizes given say.
     unsafe { builder.launch(config) }.w()?;
     Ok(())
+}
+
+fn words_of<'a, 'b>(argument: &'b Argument<'a>) -> &'b [Argument<'a>] {
+    match argument {
+        Argument::Table(words) => words,
+        own => std::slice::from_ref(own),
+    }
+}
+
+/// A number that a kernel's `int` cannot hold.
+fn too_large(argument: &Argument) -> Option<usize> {
+    match argument {
+        Argument::Int(value) if i32::try_from(*value).is_err() => Some(*value),
+        _ => None,
+    }
 }
 
 /// Where a tensor is, and its first byte there.

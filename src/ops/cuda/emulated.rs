@@ -115,11 +115,12 @@ pub fn run(launch: &Launch, arguments: &mut [Argument]) -> Result<()> {
     write_back(arguments, &outputs[0])
 }
 
+fn number(to: &mut Vec<u8>, value: usize) {
+    to.extend((value as u32).to_le_bytes());
+}
+
 /// What `emulation/main.cpp` reads.
 fn request(launch: &Launch, arguments: &[Argument], seed: u32) -> Result<Vec<u8>> {
-    fn number(to: &mut Vec<u8>, value: usize) {
-        to.extend((value as u32).to_le_bytes());
-    }
     let mut bytes = Vec::new();
     number(&mut bytes, launch.kernel.len());
     bytes.extend(launch.kernel.as_bytes());
@@ -127,35 +128,45 @@ fn request(launch: &Launch, arguments: &[Argument], seed: u32) -> Result<Vec<u8>
     for value in [x, y, z, launch.threads, launch.shared, seed as usize, arguments.len()] {
         number(&mut bytes, value);
     }
-    for argument in arguments {
-        match argument {
-            Argument::Int(value) => {
-                number(&mut bytes, 0);
-                number(&mut bytes, *value);
-            }
-            Argument::Float(value) => {
-                number(&mut bytes, 0);
-                bytes.extend(value.to_le_bytes());
-            }
-            Argument::Read(tensor) | Argument::Change(tensor) => {
-                let values = bytes_of(tensor)?;
-                number(&mut bytes, 1);
-                number(&mut bytes, values.len());
-                bytes.extend(values);
-            }
-            Argument::Nothing => number(&mut bytes, 2),
-            Argument::Fill(fresh) => {
-                number(&mut bytes, 3);
-                number(&mut bytes, fresh.shape.elem_count() * fresh.storage.dtype().size_in_bytes());
-            }
+    arguments.iter().try_for_each(|argument| put_argument(&mut bytes, argument))?;
+    Ok(bytes)
+}
+
+fn put_argument(bytes: &mut Vec<u8>, argument: &Argument) -> Result<()> {
+    match argument {
+        Argument::Int(value) => {
+            number(bytes, 0);
+            number(bytes, *value);
+        }
+        Argument::Float(value) => {
+            number(bytes, 0);
+            bytes.extend(value.to_le_bytes());
+        }
+        Argument::Read(tensor) | Argument::Change(tensor) => {
+            let values = bytes_of(tensor)?;
+            number(bytes, 1);
+            number(bytes, values.len());
+            bytes.extend(values);
+        }
+        Argument::Nothing => number(bytes, 2),
+        Argument::Fill(fresh) => {
+            number(bytes, 3);
+            number(bytes, fresh.shape.elem_count() * fresh.storage.dtype().size_in_bytes());
+        }
+        Argument::Table(words) => {
+            number(bytes, 4);
+            number(bytes, words.len());
+            words.iter().try_for_each(|word| put_argument(bytes, word))?;
         }
     }
-    Ok(bytes)
+    Ok(())
 }
 
 fn output_of(program: &Path, request: &[u8], kernel: &str) -> Result<Vec<u8>> {
     let mut command = Command::new(program);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // At its end ThreadSanitizer would wait a second for threads that may still run; there are none.
+    command.env("TSAN_OPTIONS", "atexit_sleep_ms=0");
     #[cfg(target_os = "linux")]
     // SAFETY: one system call between fork and exec. ThreadSanitizer needs its addresses free; where this is not
     // allowed, it says so itself.
@@ -222,20 +233,23 @@ impl InplaceOp1 for Put<'_> {
 
 fn write_back(arguments: &mut [Argument], output: &[u8]) -> Result<()> {
     let mut rest = output;
-    for argument in arguments {
-        let size = match argument {
-            Argument::Read(x) | Argument::Change(x) => x.elem_count() * x.dtype().size_in_bytes(),
-            Argument::Fill(Fresh { storage, shape }) => shape.elem_count() * storage.dtype().size_in_bytes(),
-            Argument::Int(_) | Argument::Float(_) | Argument::Nothing => continue,
-        };
-        let (own, others) = rest.split_at(size);
-        rest = others;
-        match argument {
-            Argument::Read(x) if bytes_of(x)? != own => bail!("a kernel wrote to what it should only read"),
-            Argument::Change(x) => x.inplace_op1(&Put(Mutex::new(own)))?,
-            Argument::Fill(Fresh { storage: Storage::Cpu(storage), .. }) => put(storage, 0, own)?,
-            _ => {}
-        }
+    arguments.iter_mut().try_for_each(|argument| take_back(argument, &mut rest))
+}
+
+fn take_back(argument: &mut Argument, rest: &mut &[u8]) -> Result<()> {
+    let size = match argument {
+        Argument::Read(x) | Argument::Change(x) => x.elem_count() * x.dtype().size_in_bytes(),
+        Argument::Fill(Fresh { storage, shape }) => shape.elem_count() * storage.dtype().size_in_bytes(),
+        Argument::Table(words) => return words.iter_mut().try_for_each(|word| take_back(word, rest)),
+        Argument::Int(_) | Argument::Float(_) | Argument::Nothing => return Ok(()),
+    };
+    let (own, others) = rest.split_at(size);
+    *rest = others;
+    match argument {
+        Argument::Read(x) if bytes_of(x)? != own => bail!("a kernel wrote to what it should only read"),
+        Argument::Change(x) => x.inplace_op1(&Put(Mutex::new(own)))?,
+        Argument::Fill(Fresh { storage: Storage::Cpu(storage), .. }) => put(storage, 0, own)?,
+        _ => {}
     }
     Ok(())
 }

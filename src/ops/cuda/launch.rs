@@ -30,6 +30,8 @@ pub enum Argument<'a> {
     Float(f32),
     /// No tensor.
     Nothing,
+    /// Words of 8 bytes that the kernel gets by value, in one.
+    Table(Vec<Argument<'a>>),
 }
 
 impl<'a> Argument<'a> {

@@ -6,10 +6,11 @@
 //! the CPU's kernels.
 
 mod attention;
-mod elementwise;
+mod geglu;
 mod group_norm;
 mod launch;
 mod layer_norm;
+mod update;
 
 #[cfg(feature = "cuda")]
 mod driver;
@@ -19,6 +20,7 @@ mod emulated;
 mod twins;
 
 pub use attention::attention;
-pub use elementwise::{adamw, geglu};
+pub use geglu::geglu;
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
+pub use update::{adamw, sum_of_squares};

@@ -128,23 +128,15 @@ fn geglu_also_far_from_zero() {
 
 #[test]
 #[ignore = "takes a minute or two: a step of its own of scripts/check.sh"]
-fn adamw_with_and_without_an_average() {
+fn the_norm_and_adamw_of_many_tensors_with_and_without_averages() {
     if !built() {
         return;
     }
-    let updated = |dtype: DType, is_averaged: bool| -> Vec<f32> {
-        let all = updated(&Device::Cpu, dtype, is_averaged).unwrap();
-        all.iter().flat_map(|x| x.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
-    };
-    for is_averaged in [true, false] {
-        let twin = updated(DType::F32, is_averaged);
-        for dtype in [DType::F32, DType::BF16] {
-            let kernel = emulated(|| updated(dtype, is_averaged));
-            assert_eq!(kernel.len(), twin.len());
-            for (kernel, twin) in kernel.iter().zip(&twin) {
-                assert!((kernel - twin).abs() < 1e-6, "{dtype:?}: kernel {kernel}, twin {twin}");
-            }
-        }
+    let updated = |dtype: DType| updated(&Device::Cpu, dtype).unwrap();
+    let twin = updated(DType::F32);
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        // What is f32 has gaps of f32, whatever the format of the gradients, which hold the same values in each.
+        assert_near(&format!("{dtype:?}"), &emulated(|| updated(dtype)), &twin, 1e-6);
     }
 }
 

@@ -18,6 +18,7 @@
 #define __host__
 #define __global__
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 #if defined(__SANITIZE_THREAD__)
 #define UNWATCHED __attribute__((noinline, no_sanitize_thread))

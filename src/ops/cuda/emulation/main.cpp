@@ -2,8 +2,8 @@
 //
 // In: name (u32 length, bytes); blocks x, y, z, threads a block, bytes of shared memory, seed of the order (u32 each);
 // number of arguments (u32), each with its kind (u32): 0, a number of 4 bytes; 1, a tensor (u32 length in bytes, bytes);
-// 2, no tensor; 3, a tensor not yet written (u32 length), filled with NaN; 4, a table of tensors (u32 number, tensors as of
-// kind 1). Out: the tensors in their order.
+// 2, no tensor; 3, a tensor not yet written (u32 length), filled with NaN; 4, a table by value (u32 number of words, each an
+// argument of the other kinds, in 8 bytes). Out: the tensors in their order.
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -307,6 +307,17 @@ static Tensor tensor(bool is_given) {
     return {bytes, size};
 }
 
+/// A number, or where a tensor is.
+static uint64_t word(uint32_t kind, std::vector<Tensor>& tensors) {
+    switch (kind) {
+    case 0: return number();
+    case 1:
+    case 3: tensors.push_back(tensor(kind == 1)); return (uint64_t)tensors.back().bytes;
+    case 2: return 0;
+    default: fail("an argument of unknown kind");
+    }
+}
+
 int main() {
     std::string name(number(), ' ');
     read_exactly(name.data(), name.size());
@@ -319,27 +330,15 @@ int main() {
     if (found == kernels().end()) fail("no such kernel");
     if (n_threads.x % 32 != 0) fail("threads come in warps of 32");
     std::vector<Tensor> tensors;
-    std::vector<uint64_t> values(number());
-    std::vector<std::vector<void*>> tables;
-    for (uint64_t& value : values) {
-        value = 0;
-        switch (number()) {
-        case 0: value = number(); break;
-        case 1: tensors.push_back(tensor(true)), value = (uint64_t)tensors.back().bytes; break;
-        case 2: break;
-        case 3: tensors.push_back(tensor(false)), value = (uint64_t)tensors.back().bytes; break;
-        case 4: {
-            tables.emplace_back(number());
-            for (void*& entry : tables.back()) tensors.push_back(tensor(true)), entry = tensors.back().bytes;
-            value = (uint64_t)tables.back().data();
-            break;
-        }
-        default: fail("an argument of unknown kind");
-        }
+    std::vector<std::vector<uint64_t>> values(number());
+    for (std::vector<uint64_t>& words : values) {
+        uint32_t kind = number();
+        words.resize(kind == 4 ? number() : 1);
+        for (uint64_t& each : words) each = word(kind == 4 ? number() : kind, tensors);
     }
     if (values.size() != found->second.second) fail("another number of arguments than the kernel has");
     std::vector<void*> arguments;
-    for (uint64_t& value : values) arguments.push_back(&value);
+    for (std::vector<uint64_t>& words : values) arguments.push_back(words.data());
     kernel = found->second.first;
     kernel_arguments = arguments.data();
 #if defined(__SANITIZE_THREAD__)
