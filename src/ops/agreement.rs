@@ -76,10 +76,21 @@ fn cases() -> Result<Vec<Case>> {
     cases.push(("GEGLU".into(), vec![vec![2, 300, 2560]], Box::new(|x| geglu(&x[0]))));
     let product = |x: &[Tensor]| linear(&x[0], &x[1], Some(&x[2]));
     cases.push(("linear".into(), vec![vec![2, 300, 320], vec![640, 320], vec![640]], Box::new(product)));
-    for (stride, pad) in [(1, [1; 4]), (2, [1; 4])] {
+    // Of the network and of the VAE's encoder, inputs and outputs of few channels, patches; the last large enough to be
+    // unfolded in several parts.
+    for (x, (out, k), stride, pad) in [
+        ([2, 16, 16, 64], (96, 3), 1, [1; 4]),
+        ([2, 16, 16, 64], (96, 3), 2, [1; 4]),
+        ([2, 15, 17, 64], (96, 3), 2, [0, 1, 0, 1]),
+        ([2, 16, 16, 4], (320, 3), 1, [1; 4]),
+        ([2, 17, 16, 24], (40, 1), 2, [0; 4]),
+        ([2, 58, 57, 3], (96, 14), 14, [0; 4]),
+        ([1, 256, 256, 128], (3, 3), 1, [1; 4]),
+    ] {
         let operation = move |x: &[Tensor]| conv2d(&x[0], &x[1], Some(&x[2]), Conv2d { stride, pad });
-        let shapes = vec![vec![2, 16, 16, 64], vec![96, 64, 3, 3], vec![96]];
-        cases.push((format!("convolution, stride {stride}"), shapes, Box::new(operation)));
+        let shapes = vec![x.to_vec(), vec![out, x[3], k, k], vec![out]];
+        let name = format!("convolution {k}×{k}, stride {stride}, {}×{}, {} to {out} channels", x[1], x[2], x[3]);
+        cases.push((name, shapes, Box::new(operation)));
     }
     Ok(cases)
 }

@@ -17,7 +17,7 @@ use super::parallel;
 use super::product::{Matrix, Start, matmul};
 use super::real::Real;
 use super::winograd::{self, Pass, few_tiles};
-use super::{conv_wide, tiles};
+use super::{conv_wide, cuda, tiles};
 
 /// Stride and zero padding of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,9 +60,6 @@ pub fn conv2d_packed(
     if k == 1 && conv == Conv2d::same(1) {
         return linear_packed(x, weight, bias, packed);
     }
-    if !on_cpu(x) {
-        return on_device(x, weight, bias, conv);
-    }
     let geometry = Geometry {
         images: b,
         input: (h, w),
@@ -71,6 +68,12 @@ pub fn conv2d_packed(
         kernel: k,
         conv,
     };
+    if !on_cpu(x) {
+        return match cuda::conv2d([x, weight], bias, geometry)? {
+            Some(y) => Ok(y),
+            None => on_device(x, weight, bias, conv),
+        };
+    }
     let x = x.contiguous()?;
     let keep = packed.map(|packed| (packed, weight));
     let shape = (b, geometry.output.0, geometry.output.1, out);

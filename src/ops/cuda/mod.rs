@@ -6,6 +6,7 @@
 //! the CPU's kernels.
 
 mod attention;
+mod conv;
 mod geglu;
 mod group_norm;
 mod launch;
@@ -20,6 +21,7 @@ mod emulated;
 mod twins;
 
 pub use attention::attention;
+pub use conv::conv2d;
 pub use geglu::geglu;
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;

@@ -3,11 +3,13 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::emulated::{built, emulated};
+use super::conv::in_bands;
+use super::emulated::{built, emulated, is_on};
 use super::launch::{Argument, Fresh, Launch, run};
 use crate::ops::agreement::updated;
+use crate::ops::conv::Geometry;
 use crate::ops::twins::{assert_near, evaluated, random, rounded};
-use crate::ops::{Activation, Groups, Mask, attention, geglu, group_norm, layer_norm};
+use crate::ops::{Activation, Conv2d, Groups, Mask, attention, conv2d, geglu, group_norm, layer_norm};
 
 /// Of the largest magnitude in the tensor. f32 adds in another order; f16 and bf16 round inputs of the products inside,
 /// the output and what the backward pass is given, at 2⁻¹¹ and 2⁻⁸ of each value.
@@ -77,6 +79,70 @@ fn attention_with_weights_and_masks_of_references() {
     for (dtype, d) in [(DType::F32, 40), (DType::F16, 80)] {
         attends(dtype, d, (l, l), Mask::Biased(&bias));
     }
+}
+
+/// A convolution of x `[b, h, w, c]` to `out` channels, with a bias where `has_bias`, in bands of `patch_bytes`.
+fn convolves(
+    dtype: DType,
+    x: [usize; 4],
+    (out, k): (usize, usize),
+    conv: Conv2d,
+    (has_bias, patch_bytes): (bool, usize),
+) {
+    let [images, h, w, c] = x;
+    let [top, bottom, left, right] = conv.pad;
+    let geometry = Geometry {
+        images,
+        input: (h, w),
+        output: ((h + top + bottom - k) / conv.stride + 1, (w + left + right - k) / conv.stride + 1),
+        channels: (c, out),
+        kernel: k,
+        conv,
+    };
+    let shapes: [&[usize]; 3] = [&x, &[out, c, k, k], &[out]];
+    let case = format!("{x:?} to {out}, {k}×{k}, {conv:?}, {patch_bytes} bytes at a time");
+    agree(&case, dtype, &shapes[..2 + usize::from(has_bias)], |x| match is_on() {
+        true => Ok(in_bands([&x[0], &x[1]], x.get(2), geometry, patch_bytes)?.expect("there is a kernel")),
+        false => conv2d(&x[0], &x[1], x.get(2), conv),
+    });
+}
+
+#[test]
+#[ignore = "takes a minute or two: a step of its own of scripts/check.sh"]
+fn convolutions_of_every_format_kernel_stride_and_padding() {
+    let cases = [
+        ([2, 7, 6, 5], (4, 3), 1, [1; 4]),
+        // Channels that 16 bytes hold a whole number of.
+        ([2, 5, 6, 16], (24, 3), 1, [1; 4]),
+        ([1, 9, 8, 16], (8, 3), 2, [1; 4]),
+        // Of the VAE's encoder.
+        ([1, 7, 8, 6], (8, 3), 2, [0, 1, 0, 1]),
+        ([2, 5, 6, 3], (7, 3), 1, [0, 2, 1, 0]),
+        ([2, 5, 4, 6], (5, 1), 2, [0; 4]),
+        // Patches, beside which a row and some columns are left over.
+        ([2, 9, 11, 3], (8, 4), 4, [0; 4]),
+    ];
+    for (i, (x, weight, stride, pad)) in cases.into_iter().enumerate() {
+        // f16 and bf16 differ in nothing but the rounding: each has every other case.
+        for dtype in [DType::F32, [DType::F16, DType::BF16][i % 2]] {
+            convolves(dtype, x, weight, Conv2d { stride, pad }, (true, 1 << 20));
+        }
+    }
+    convolves(DType::F32, [1, 5, 6, 3], (4, 3), Conv2d::same(3), (false, 1 << 20));
+}
+
+#[test]
+#[ignore = "takes a minute or two: a step of its own of scripts/check.sh"]
+fn convolutions_in_several_bands() {
+    let row_bytes = 4 * 45 * DType::F32.size_in_bytes();
+    // Of some rows, the last band shorter, and of two images and one.
+    for patch_bytes in [3 * row_bytes, 2 * 5 * row_bytes] {
+        convolves(DType::F32, [3, 5, 4, 5], (4, 3), Conv2d::same(3), (true, patch_bytes));
+    }
+    // Of one row.
+    convolves(DType::BF16, [2, 6, 4, 5], (4, 3), Conv2d { stride: 2, pad: [0, 1, 0, 1] }, (true, 1));
+    // Of which some have no patch.
+    convolves(DType::F32, [1, 9, 8, 3], (8, 2), Conv2d { stride: 4, pad: [0; 4] }, (true, 1));
 }
 
 #[test]
