@@ -3,7 +3,7 @@
 # sampling step, training steps. Needs the bench binary, and Python with torch, diffusers and transformers (or what pip installed
 # of the last two into a folder that PYTHONPATH names); no Rust, no network.
 #
-#   cargo bench --bench speed --features cuda --no-run      # elsewhere, tells of target/release/deps/speed-…
+#   cargo bench --bench speed --features cudnn --no-run      # elsewhere, tells of target/release/deps/speed-…
 #   scripts/gpu_bench.sh BENCH [RESULTS] [NAME…]            # RESULTS: a folder [benches/results]; NAME: parts of case names
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -11,7 +11,7 @@ bench=${1:-}
 results=${2:-$here/../benches/results}
 shift $(($# < 2 ? $# : 2))
 if [ ! -x "$bench" ]; then
-    echo "gpu_bench.sh: ${bench:-BENCH} is no program; build it with: cargo bench --bench speed --features cuda --no-run" >&2
+    echo "gpu_bench.sh: ${bench:-BENCH} is no program; build it with: cargo bench --bench speed --features cudnn --no-run" >&2
     exit 2
 fi
 if ! gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1) || [ -z "$gpu" ]; then

@@ -20,7 +20,7 @@ use super::winograd::{self, Pass, few_tiles};
 use super::{conv_wide, cuda, tiles};
 
 /// Stride and zero padding of a convolution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Conv2d {
     /// Pixels from one output to the next.
     pub stride: usize,
@@ -91,7 +91,7 @@ pub fn conv2d_packed(
 }
 
 /// Everything that a kernel must know of a convolution.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Geometry {
     pub images: usize,
     /// Height, width.

@@ -1,4 +1,5 @@
-//! Convolution by cuBLAS's matrix products over rows of patches (`conv.cu`), channel-last.
+//! Convolution, channel-last: by cuDNN (`cudnn`) where the build has it and it takes the shape, else by cuBLAS's matrix products
+//! over rows of patches (`conv.cu`).
 //!
 //! Patches are k²/stride² times the picture, so only so many of them are there at a time: products go by bands of images or,
 //! of large ones, of rows. The backward pass unfolds the input again for the weight's gradient, and folds the product of dy
@@ -8,6 +9,8 @@ use std::ops::Range;
 
 use candle_core::{DType, Result, Tensor};
 
+#[cfg(feature = "cudnn")]
+use super::cudnn::convolve as by_cudnn;
 use super::launch::{Argument, Fresh, Launch, format_of, run};
 use crate::ops::conv::Geometry;
 use crate::ops::graft::{graft_storage, graft_tensor};
@@ -56,6 +59,23 @@ pub fn in_bands(
     .map(Some)
 }
 
+/// What of a convolution is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pass {
+    /// From x `[b, h, w, c]` and the weight `[out, k·k·c]`: y `[b, h', w', out]`.
+    Forward,
+    /// From dy and the weight: dx.
+    InputGradient,
+    /// From dy and x: the weight's gradient, `[out, k·k·c]`.
+    WeightGradient,
+}
+
+/// In builds without cuDNN it takes nothing.
+#[cfg(not(feature = "cudnn"))]
+fn by_cudnn(_: Pass, _: [&Tensor; 2], _: Geometry) -> Result<Option<Tensor>> {
+    Ok(None)
+}
+
 struct Call {
     geometry: Geometry,
     format: &'static str,
@@ -72,7 +92,11 @@ impl Call {
     /// Output `[b, h', w', out]`, without bias.
     fn forward(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let Geometry { images, output: (h_out, w_out), channels: (_, out), .. } = self.geometry;
-        let packed = self.packed(weight)?.t()?; // [k·k·c, out]
+        let packed = self.packed(weight)?; // [out, k·k·c]
+        if let Some(y) = by_cudnn(Pass::Forward, [x, &packed], self.geometry)? {
+            return Ok(y);
+        }
+        let packed = packed.t()?;
         let of_band = |band: Band| product(&self.patches(x, &band)?, &packed);
         let bands = self.bands(h_out, w_out * self.geometry.patch().max(out), x.dtype());
         joined(bands.into_iter().map(of_band))?.reshape((images, h_out, w_out, out))
@@ -83,6 +107,9 @@ impl Call {
         let Geometry { images, input: (h, w), output: (h_out, w_out), channels: (c, out), kernel, conv } =
             self.geometry;
         let packed = self.packed(weight)?; // [out, k·k·c]
+        if let Some(dx) = by_cudnn(Pass::InputGradient, [dy, &packed], self.geometry)? {
+            return Ok(dx);
+        }
         let of_band = |band: Band| {
             let first = (band.rows.start + conv.pad[0] + 1).saturating_sub(kernel).div_ceil(conv.stride);
             let last = (band.rows.end - 1 + conv.pad[0]) / conv.stride;
@@ -99,9 +126,20 @@ impl Call {
         joined(bands.into_iter().map(of_band))?.reshape((images, h, w, c))
     }
 
-    /// dw, summed over bands in f32.
     fn weight_gradient(&self, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
-        let Geometry { output: (h_out, w_out), channels: (c, out), kernel, .. } = self.geometry;
+        let Geometry { channels: (c, out), kernel, .. } = self.geometry;
+        let packed = match by_cudnn(Pass::WeightGradient, [dy, x], self.geometry)? {
+            Some(packed) => packed,
+            None => self.packed_weight_gradient(dy, x)?,
+        };
+        let mut dw = Fresh::new(x.device(), (out, c, kernel, kernel), x.dtype())?;
+        self.turn("unpack", &packed, &mut dw)?;
+        Ok(dw.tensor())
+    }
+
+    /// dw `[out, k·k·c]`, summed over bands in f32.
+    fn packed_weight_gradient(&self, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+        let Geometry { output: (h_out, w_out), channels: (_, out), .. } = self.geometry;
         let bands = self.bands(h_out, w_out * self.geometry.patch().max(out), x.dtype());
         let is_one = bands.len() == 1;
         let mut sum: Option<Tensor> = None;
@@ -115,10 +153,7 @@ impl Call {
                 None => own,
             });
         }
-        let packed = sum.expect("a picture has positions").to_dtype(x.dtype())?;
-        let mut dw = Fresh::new(x.device(), (out, c, kernel, kernel), x.dtype())?;
-        self.turn("unpack", &packed, &mut dw)?;
-        Ok(dw.tensor())
+        sum.expect("a picture has positions").to_dtype(x.dtype())
     }
 
     /// Σ dy over all positions, as a product with ones, which cuBLAS sums in f32.

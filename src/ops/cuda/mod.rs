@@ -13,6 +13,8 @@ mod launch;
 mod layer_norm;
 mod update;
 
+#[cfg(feature = "cudnn")]
+mod cudnn;
 #[cfg(feature = "cuda")]
 mod driver;
 #[cfg(test)]
