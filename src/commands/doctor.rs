@@ -98,6 +98,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
 fn build() -> Finding {
     let parts = [
         (cfg!(feature = "cuda"), "CUDA", "cuda"),
+        (cfg!(feature = "cudnn"), "cuDNN", "cudnn"),
         (cfg!(feature = "mpi"), "MPI", "mpi"),
         (cfg!(feature = "nccl"), "NCCL", "nccl"),
     ];
