@@ -119,7 +119,9 @@ impl Updates {
     pub fn of(parameters: Vec<Var>) -> Result<Self> {
         let slot = |parameter: Var| -> Result<(Var, Moments)> {
             let zeros = || Var::zeros(parameter.shape(), parameter.dtype(), parameter.device());
-            let moments = Moments { first: zeros()?, second: zeros()?, ema: Some(Var::from_tensor(&parameter)?) };
+            // Of the variable itself it would be no copy.
+            let average = Var::from_tensor(&parameter.as_detached_tensor())?;
+            let moments = Moments { first: zeros()?, second: zeros()?, ema: Some(average) };
             Ok((parameter, moments))
         };
         Ok(Self { slots: parameters.into_iter().map(slot).collect::<Result<_>>()?, step: 0 })

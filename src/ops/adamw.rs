@@ -1,6 +1,6 @@
 //! One AdamW update of parameters with their exponential moving averages, in a single pass over all of them.
 
-use std::ops::Range;
+use std::collections::HashSet;
 
 use candle_core::{Result, Tensor, Var, bail};
 
@@ -80,6 +80,13 @@ impl AdamW {
                 bail!("adamw: a gradient, moment or average {other:?} for a parameter {:?}", values.dims());
             }
         }
+        let mut seen = HashSet::new();
+        let vars = parameters.iter().flat_map(|Parameter { values, moments, .. }| {
+            [Some(*values), Some(&moments.first), Some(&moments.second), moments.ema.as_ref()]
+        });
+        if !vars.flatten().all(|var| seen.insert(var.id())) {
+            bail!("adamw: a tensor is given twice to one update");
+        }
         let is_here = |own: &Parameter| own.is_here(&own.moments.first);
         let (here, from_afar): (Vec<_>, Vec<_>) = parameters.iter().copied().partition(is_here);
         let (of_cpu, of_device): (Vec<_>, Vec<_>) = here.iter().copied().partition(|own| on_cpu(own.values));
@@ -111,14 +118,12 @@ impl AdamW {
         };
         let places = parameters.iter().map(places).collect::<Result<Vec<_>>>()?;
         let whole = Joined::new(gradients.iter().map(|gradient| gradient.len()));
-        refuse_overlaps(gradients.iter().zip(&places).flat_map(|(gradient, (own, average))| {
-            own.iter().chain(average).map(|at| at.at(0) as usize..at.at(gradient.len()) as usize)
-        }))?;
         parallel::map(whole.total(), GRAIN, |range| {
             whole.for_pieces(range, |idx, range| {
                 let (g, (own, average)) = (&gradients[idx][range.clone()], &places[idx]);
-                // SAFETY: pieces of different threads do not overlap, nor do the tensors, which are as long as the
-                // gradient; the caller holds them, so that they stay where they are.
+                // SAFETY: pieces of different threads do not overlap, nor do the tensors: each is a variable, with memory of
+                // its own, and given once. They are as long as the gradient, and the caller holds them, so that they stay
+                // where they are.
                 let piece = |at: &parallel::Disjoint<f32>| unsafe {
                     std::slice::from_raw_parts_mut(at.at(range.start), range.len())
                 };
@@ -179,16 +184,6 @@ impl AdamW {
         let Some(average) = own.average_here() else { return Ok(()) };
         let ema = ((average.as_detached_tensor() * self.ema_decay)? + (&updated * (1.0 - self.ema_decay))?)?;
         average.set(&ema)
-    }
-}
-
-/// Fails where two of the ranges have something in common.
-fn refuse_overlaps(ranges: impl Iterator<Item = Range<usize>>) -> Result<()> {
-    let mut ranges: Vec<_> = ranges.filter(|range| !range.is_empty()).collect();
-    ranges.sort_unstable_by_key(|range| range.start);
-    match ranges.windows(2).all(|pair| pair[0].end <= pair[1].start) {
-        true => Ok(()),
-        false => bail!("adamw: a tensor is given twice to one update"),
     }
 }
 
@@ -349,7 +344,8 @@ mod tests {
         let refused = |gradient: &[f32], others: &Moments| {
             let gradient = &Tensor::new(gradient, &Device::Cpu).unwrap();
             let first = Parameter { values: &values, gradient, moments: &own };
-            let second = Parameter { values: &Var::from_tensor(&values).unwrap(), gradient, moments: others };
+            let second =
+                Parameter { values: &Var::new(&[1f32, 2.0], &Device::Cpu).unwrap(), gradient, moments: others };
             adamw(1).update(&[first, second]).expect_err("refused").to_string()
         };
         assert!(refused(&[1.0], &moments(&[1.0, 2.0])).contains("gradient"));

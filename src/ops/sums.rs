@@ -104,6 +104,10 @@ mod tests {
         let composed = super::super::graft::composed(|| global_norm(&tensors).unwrap());
         assert!((composed - expected).abs() < 1e-3, "{composed}");
         assert_eq!(global_norm(&[]).unwrap(), 0.0);
+        // The parts are the same whatever the number of threads.
+        let x = crate::rng::Rng::new(7, "norm", 0).normal_tensor(&[50_003]).unwrap();
+        let expected: f64 = x.to_vec1::<f32>().unwrap().chunks(GRAIN).map(squares).sum();
+        assert_eq!(global_norm(&[x]).unwrap(), expected.sqrt());
         let broken = [Tensor::new(&[1f32, f32::NAN], &cpu).unwrap()];
         assert!(global_norm(&broken).unwrap().is_nan());
     }
