@@ -17,6 +17,11 @@ pub fn range(items: usize, parts: usize, part: usize) -> Range<usize> {
     items * part / parts..items * (part + 1) / parts
 }
 
+/// The pieces of a range, each `length` long but the last.
+pub fn pieces(range: Range<usize>, length: usize) -> impl Iterator<Item = Range<usize>> {
+    range.clone().step_by(length).map(move |first| first..range.end.min(first + length))
+}
+
 /// Calls `f(range, output)` for each part of `0..items` in parallel; `output` is the part of `out` that belongs to the
 /// range, `width` values an item.
 pub fn for_rows<T: Send>(out: &mut [T], width: usize, grain: usize, f: impl Fn(Range<usize>, &mut [T]) + Sync + Send) {

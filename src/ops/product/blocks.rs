@@ -6,8 +6,6 @@
 //! for a few rows. Either way an element of the result is a sum of sums over [`DEPTH`] places: neither sizes nor threads
 //! change its bits.
 
-use std::ops::Range;
-
 use candle_core::DType;
 
 use super::lane_product::{WIDEST, fuses, lane_product};
@@ -82,10 +80,6 @@ fn panels(columns: usize) -> impl Iterator<Item = Panel> {
     })
 }
 
-fn steps(count: usize, step: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..count).step_by(step).map(move |first| first..count.min(first + step))
-}
-
 /// As [`super::matmul`], for outputs whose rows lie in one piece and right factors whose rows or columns do.
 ///
 /// # Safety
@@ -102,8 +96,8 @@ pub unsafe fn product<T: Real>(
         return unsafe { turned((m, n, k), a, b, (out, start)) };
     }
     let mut pack = Aligned::unwritten(COLUMNS.min(n.next_multiple_of(LANES)) * PACKED.min(k));
-    for columns in steps(n, COLUMNS) {
-        for places in steps(k, PACKED) {
+    for columns in parallel::pieces(0..n, COLUMNS) {
+        for places in parallel::pieces(0..k, PACKED) {
             let (a, count) = (a.at(0, places.start), places.len());
             let start = if places.start == 0 { start.columns(columns.clone()) } else { Start::Held };
             let target = (out.at_mut(0, columns.start), start);
@@ -190,8 +184,8 @@ unsafe fn by_panels<T: Real>(
     (out, start): Target<T>,
 ) {
     debug_assert!(out.column_stride == 1);
-    for rows in steps(m, ROWS) {
-        for places in steps(k, DEPTH) {
+    for rows in parallel::pieces(0..m, ROWS) {
+        for places in parallel::pieces(0..k, DEPTH) {
             let start = if places.start == 0 { start } else { Start::Held };
             let a = a.at(rows.start, places.start);
             for panel in panels(n) {
@@ -252,7 +246,7 @@ unsafe fn turned<T: Real>(
     unsafe {
         let rows = Panels::pack(a.transposed(), k, m);
         let mut block = Aligned::unwritten(ROWS.min(n) * m);
-        for columns in steps(n, ROWS) {
+        for columns in parallel::pieces(0..n, ROWS) {
             let block = &mut block[..columns.len() * m];
             let out = out.at_mut(0, columns.start);
             let begin = match start {
@@ -309,8 +303,11 @@ mod tests {
                     let at = &mut expected[row * (n + 3) + column];
                     // SAFETY: inside the matrices.
                     let term = |i: usize| unsafe { (*left.at(row, i).start, *right.at(i, column).start) };
-                    let sum = |places: Range<usize>| places.map(term).fold(0f32, |sum, (a, b)| a.mul_add(b, sum));
-                    *at = steps(k, DEPTH).map(sum).fold(unsafe { start.at(column, at) }, |sum, part| sum + part);
+                    let sum =
+                        |places: std::ops::Range<usize>| places.map(term).fold(0f32, |sum, (a, b)| a.mul_add(b, sum));
+                    *at = parallel::pieces(0..k, DEPTH)
+                        .map(sum)
+                        .fold(unsafe { start.at(column, at) }, |sum, part| sum + part);
                 }
                 assert!(out == expected, "{m} {n} {k}, layout {layout}");
                 assert!(packed == expected, "{m} {n} {k}, layout {layout}, packed before");

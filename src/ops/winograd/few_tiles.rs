@@ -5,8 +5,8 @@
 use std::ops::{Range, RangeInclusive};
 
 use super::pictures::{gradient_tiles, input_tiles, output_tiles, stride};
-use super::weight::{Pass, mix_weight, spread_weight};
-use super::{PACKED, POINTS, tiles};
+use super::weight::{Pass, at_points, at_taps};
+use super::{PACKED, POINTS, TAPS, tiles};
 use crate::ops::buffer::{Aligned, unwritten};
 use crate::ops::conv::Geometry;
 use crate::ops::lanes::{LANES, Lanes};
@@ -19,8 +19,6 @@ use crate::ops::transpose::transpose;
 const DEPTH: usize = 128;
 /// Output channels at a time.
 const WIDTH: usize = WIDEST * LANES;
-/// Taps of a kernel.
-const TAPS: usize = 9;
 
 /// Whether it beats both the products of [`super`] and those of unfolded rows.
 pub fn suits<T: Real>(geometry: Geometry) -> bool {
@@ -50,11 +48,11 @@ pub fn multiply<T: Real>(x: &[T], weight: &[T], bias: Option<&[T]>, geometry: Ge
         let mut v = unwritten(POINTS * stride(n, DEPTH));
         let mut m = Aligned::unwritten(POINTS * stride(n, width));
         let mut u = Aligned::unwritten(POINTS * DEPTH * WIDTH);
-        for places in steps(0..c, DEPTH) {
+        for places in parallel::pieces(0..c, DEPTH) {
             let depth = places.len();
             input_tiles(&mut v, x, places.clone(), (0, n), geometry);
             let start = if places.start == 0 { Start::Zero } else { Start::Held };
-            for piece in steps(columns.clone(), WIDTH) {
+            for piece in parallel::pieces(columns.clone(), WIDTH) {
                 transform(&mut u, weight, (places.clone(), piece.clone()), (c, out), pass);
                 for point in 0..POINTS {
                     let a = Matrix::rows(&v[point * stride(n, depth)..], depth);
@@ -83,10 +81,10 @@ pub fn weight_gradient<T: Real>(dy: &[T], x: &[T], geometry: Geometry) -> Vec<T>
         let mut v = Aligned::unwritten(POINTS * stride(n, COLUMNS));
         let mut du = Aligned::unwritten(POINTS * ROWS * COLUMNS);
         gradient_tiles(&mut z, dy, outputs.clone(), (0, n), geometry);
-        for columns in steps(0..c, COLUMNS) {
+        for columns in parallel::pieces(0..c, COLUMNS) {
             input_tiles(&mut v, x, columns.clone(), (0, n), geometry);
             let width = columns.len();
-            for rows in steps(0..outputs.len(), ROWS) {
+            for rows in parallel::pieces(0..outputs.len(), ROWS) {
                 for point in 0..POINTS {
                     let a = Matrix::rows(&z[point * stride(n, outputs.len())..], outputs.len()).transposed();
                     let b = Matrix::rows(&v[point * stride(n, width)..], width);
@@ -106,13 +104,11 @@ fn for_channels(channels: usize, f: impl Fn(Range<usize>) + Sync + Send) {
     parallel::map(channels / LANES, 2, |registers| f(registers.start * LANES..registers.end * LANES));
 }
 
-fn steps(range: Range<usize>, step: usize) -> impl Iterator<Item = Range<usize>> {
-    range.clone().step_by(step).map(move |first| first..range.end.min(first + step))
-}
-
 /// Begins to fetch the taps of sixteen channels, which are far from those before.
 #[inline(always)]
 fn prefetch<T>(taps: *const T) {
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = taps;
     #[cfg(target_arch = "x86_64")]
     for line in 0..TAPS {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -153,17 +149,10 @@ vectorised! {
                 }
                 for (i, taps) in taps.chunks_exact(TAPS * LANES).take(some).enumerate() {
                     let g = |row: usize, column: usize| Lanes::load(taps, pass.tap(row, column) * LANES);
-                    let mut tall = [[Lanes::all(T::ZERO); 4]; 3];
-                    for j in 0..3 {
-                        tall[j] = spread_weight([g(0, j), g(1, j), g(2, j)]);
-                    }
-                    for k in 0..4 {
-                        let points = spread_weight([tall[0][k], tall[1][k], tall[2][k]]);
-                        for j in 0..4 {
-                            let row = ((k * 4 + j) * inputs.len() + first - inputs.start + i) * outputs.len();
-                            points[j].store(&mut u[row + output - outputs.start..][..LANES]);
-                        }
-                    }
+                    at_points(g, |point, value| {
+                        let row = (point * inputs.len() + first - inputs.start + i) * outputs.len();
+                        value.store(&mut u[row + output - outputs.start..][..LANES]);
+                    });
                 }
             }
         }
@@ -177,20 +166,11 @@ vectorised! {
         let mut taps = [T::ZERO; TAPS * LANES];
         for output in outputs.clone() {
             for channel in inputs.clone().step_by(LANES) {
-                let point = |i: usize, j: usize| {
-                    let row = ((i * 4 + j) * outputs.len() + output - outputs.start) * inputs.len();
+                let at_point = |point: usize| {
+                    let row = (point * outputs.len() + output - outputs.start) * inputs.len();
                     Lanes::load(&du[row + channel - inputs.start..][..LANES], 0)
                 };
-                let mut tall = [[Lanes::all(T::ZERO); 3]; 4];
-                for j in 0..4 {
-                    tall[j] = mix_weight([point(0, j), point(1, j), point(2, j), point(3, j)]);
-                }
-                for i in 0..3 {
-                    let row = mix_weight([tall[0][i], tall[1][i], tall[2][i], tall[3][i]]);
-                    for j in 0..3 {
-                        row[j].store(&mut taps[(i * 3 + j) * LANES..][..LANES]);
-                    }
-                }
+                at_taps(at_point, |tap, value| value.store(&mut taps[tap * LANES..][..LANES]));
                 let to = &mut dw[(output * c + channel) * TAPS..][..LANES * TAPS];
                 // SAFETY: both have nine times sixteen values.
                 unsafe { transpose((TAPS, LANES), (taps.as_ptr(), LANES), (to.as_mut_ptr(), TAPS), T::ONE) };

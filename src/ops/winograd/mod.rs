@@ -29,6 +29,8 @@ use super::tiles as unit;
 
 /// Points of a transformed tile.
 pub const POINTS: usize = 16;
+/// Taps of a kernel.
+const TAPS: usize = 9;
 
 /// Whether it beats the direct products: enough tiles to pay for transforming the weight, enough channels for the products
 /// to outweigh the transforms.

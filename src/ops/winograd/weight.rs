@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::POINTS;
+use super::{POINTS, TAPS};
 use crate::ops::buffer::unwritten;
 use crate::ops::lanes::{LANES, Lanes};
 use crate::ops::parallel::{self, Disjoint};
@@ -25,7 +25,7 @@ impl Pass {
     #[inline(always)]
     pub fn tap(self, row: usize, column: usize) -> usize {
         let tap = row * 3 + column;
-        if self == Self::InputGradient { 8 - tap } else { tap }
+        if self == Self::InputGradient { TAPS - 1 - tap } else { tap }
     }
 }
 
@@ -43,25 +43,18 @@ vectorised! {
         u: &Disjoint<T>, weight: &[T], outputs: Range<usize>, channels: (usize, usize), pass: Pass,
     ) {
         let (c, out) = channels;
-        let mut taps = unwritten(9 * c); // [9, c]
-        for (weight, output) in weight.chunks_exact(9 * c).zip(outputs) {
+        let mut taps = unwritten(TAPS * c); // [9, c]
+        for (weight, output) in weight.chunks_exact(TAPS * c).zip(outputs) {
             // SAFETY: both have nine times c values.
-            unsafe { transpose((c, 9), (weight.as_ptr(), 9), (taps.as_mut_ptr(), c), T::ONE) };
+            unsafe { transpose((c, TAPS), (weight.as_ptr(), TAPS), (taps.as_mut_ptr(), c), T::ONE) };
             for channel in (0..c).step_by(LANES) {
                 let g = |i: usize, j: usize| Lanes::load(&taps[pass.tap(i, j) * c..][..c], channel);
-                let mut tall = [[Lanes::all(T::ZERO); 4]; 3];
-                for j in 0..3 {
-                    tall[j] = spread_weight([g(0, j), g(1, j), g(2, j)]);
-                }
-                for i in 0..4 {
-                    let points = spread_weight([tall[0][i], tall[1][i], tall[2][i]]);
-                    for j in 0..4 {
-                        let to = ((i * 4 + j) * out + output) * c + channel;
-                        let width = LANES.min(c - channel);
-                        // SAFETY: these output channels of u are this thread's; to + width lies in their row.
-                        points[j].store(unsafe { std::slice::from_raw_parts_mut(u.at(to), width) });
-                    }
-                }
+                at_points(g, |point, value| {
+                    let to = (point * out + output) * c + channel;
+                    let width = LANES.min(c - channel);
+                    // SAFETY: these output channels of u are this thread's; to + width lies in their row.
+                    value.store(unsafe { std::slice::from_raw_parts_mut(u.at(to), width) });
+                });
             }
         }
     }
@@ -99,9 +92,39 @@ impl<T: Real> Factor<T> {
     }
 }
 
+/// G·g·Gᵀ of g(row, column), each of its values handed out with its point.
+#[inline(always)]
+pub fn at_points<T: Real>(g: impl Fn(usize, usize) -> Lanes<T>, mut hand_out: impl FnMut(usize, Lanes<T>)) {
+    let mut tall = [[Lanes::all(T::ZERO); 4]; 3];
+    for j in 0..3 {
+        tall[j] = spread_weight([g(0, j), g(1, j), g(2, j)]);
+    }
+    for i in 0..4 {
+        let points = spread_weight([tall[0][i], tall[1][i], tall[2][i]]);
+        for j in 0..4 {
+            hand_out(i * 4 + j, points[j]);
+        }
+    }
+}
+
+/// Gᵀ·u·G of u(point), each of its values handed out with its tap.
+#[inline(always)]
+pub fn at_taps<T: Real>(u: impl Fn(usize) -> Lanes<T>, mut hand_out: impl FnMut(usize, Lanes<T>)) {
+    let mut tall = [[Lanes::all(T::ZERO); 3]; 4];
+    for j in 0..4 {
+        tall[j] = mix_weight([u(j), u(4 + j), u(8 + j), u(12 + j)]);
+    }
+    for i in 0..3 {
+        let row = mix_weight([tall[0][i], tall[1][i], tall[2][i], tall[3][i]]);
+        for j in 0..3 {
+            hand_out(i * 3 + j, row[j]);
+        }
+    }
+}
+
 /// G·g.
 #[inline(always)]
-pub fn spread_weight<T: Real>(g: [Lanes<T>; 3]) -> [Lanes<T>; 4] {
+fn spread_weight<T: Real>(g: [Lanes<T>; 3]) -> [Lanes<T>; 4] {
     let half = Lanes::all(T::of(0.5));
     let (ends, middle) = ((g[0] + g[2]) * half, g[1] * half);
     [g[0], ends + middle, ends - middle, g[2]]
@@ -109,7 +132,7 @@ pub fn spread_weight<T: Real>(g: [Lanes<T>; 3]) -> [Lanes<T>; 4] {
 
 /// Gᵀ·u.
 #[inline(always)]
-pub fn mix_weight<T: Real>(u: [Lanes<T>; 4]) -> [Lanes<T>; 3] {
+fn mix_weight<T: Real>(u: [Lanes<T>; 4]) -> [Lanes<T>; 3] {
     let half = Lanes::all(T::of(0.5));
     let (sum, difference) = ((u[1] + u[2]) * half, (u[1] - u[2]) * half);
     [u[0] + sum, difference, sum + u[3]]
@@ -117,8 +140,8 @@ pub fn mix_weight<T: Real>(u: [Lanes<T>; 4]) -> [Lanes<T>; 3] {
 
 /// Gᵀ·du·G, du `[parts, 16, out, c]` summed over its parts.
 pub fn gathered<T: Real>(du: &[T], (c, out): (usize, usize)) -> Vec<T> {
-    let mut dw = unwritten(9 * c * out);
-    parallel::for_rows(&mut dw, 9 * c, 1, |outputs, dw| gather_weight(dw, du, outputs, (c, out)));
+    let mut dw = unwritten(TAPS * c * out);
+    parallel::for_rows(&mut dw, TAPS * c, 1, |outputs, dw| gather_weight(dw, du, outputs, (c, out)));
     dw
 }
 
@@ -126,30 +149,23 @@ vectorised! {
     /// Gᵀ·du·G for these output channels, du summed over its parts.
     fn gather_weight[T: Real](dw: &mut [T], du: &[T], outputs: Range<usize>, channels: (usize, usize)) {
         let (c, out) = channels;
-        let mut taps = unwritten(9 * c); // [9, c]
-        for (dw, output) in dw.chunks_exact_mut(9 * c).zip(outputs) {
+        let mut taps = unwritten(TAPS * c); // [9, c]
+        for (dw, output) in dw.chunks_exact_mut(TAPS * c).zip(outputs) {
             for channel in (0..c).step_by(LANES) {
-                let point = |i: usize, j: usize| {
+                let u = |point: usize| {
                     let mut sum = Lanes::all(T::ZERO);
                     for part in du.chunks_exact(POINTS * c * out) {
-                        sum = sum + Lanes::load(&part[((i * 4 + j) * out + output) * c..][..c], channel);
+                        sum = sum + Lanes::load(&part[(point * out + output) * c..][..c], channel);
                     }
                     sum
                 };
-                let mut tall = [[Lanes::all(T::ZERO); 3]; 4];
-                for j in 0..4 {
-                    tall[j] = mix_weight([point(0, j), point(1, j), point(2, j), point(3, j)]);
-                }
-                for i in 0..3 {
-                    let row = mix_weight([tall[0][i], tall[1][i], tall[2][i], tall[3][i]]);
-                    for j in 0..3 {
-                        let to = (i * 3 + j) * c + channel;
-                        row[j].store(&mut taps[to..to + LANES.min(c - channel)]);
-                    }
-                }
+                at_taps(u, |tap, value| {
+                    let to = tap * c + channel;
+                    value.store(&mut taps[to..to + LANES.min(c - channel)]);
+                });
             }
             // SAFETY: both have nine times c values.
-            unsafe { transpose((9, c), (taps.as_ptr(), c), (dw.as_mut_ptr(), 9), T::ONE) };
+            unsafe { transpose((TAPS, c), (taps.as_ptr(), c), (dw.as_mut_ptr(), TAPS), T::ONE) };
         }
     }
 }
