@@ -6,6 +6,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::any_batch::is_alike;
 use super::buffer::unwritten;
+use super::cuda;
 use super::graft::{for_float, graft, on_cpu, tensor, with_values};
 use super::packed::Packed;
 use super::parallel;
@@ -33,6 +34,11 @@ pub fn linear_packed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, packed:
     let mut shape = dims.to_vec();
     shape[dims.len() - 1] = outputs;
     if !on_cpu(x) {
+        if let Some(bias) = bias
+            && let Some(y) = cuda::linear(x, weight, bias)?
+        {
+            return Ok(y);
+        }
         let rows = x.reshape(((), inputs))?; // [m, in]
         let y = rows.matmul(&weight.flatten_from(1)?.t()?)?.reshape(shape)?;
         return match bias {

@@ -23,6 +23,11 @@ pub fn group_norm(_: [&Tensor; 3], _: Groups, _: Activation) -> Result<Option<Te
 }
 
 /// None.
+pub fn linear(_: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {
+    Ok(None)
+}
+
+/// None.
 pub fn layer_norm(_: [&Tensor; 3], _: f64) -> Result<Option<Tensor>> {
     Ok(None)
 }

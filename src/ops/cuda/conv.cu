@@ -1,14 +1,9 @@
 // Around a convolution's matrix products: pictures [images, h, w, c] to rows of patches [positions, k·k·c] and back, weights
-// between [out, c, k·k] and [out, k·k, c], and the bias. Neighbouring threads are at neighbouring channels, N of which one
+// between [out, c, k·k] and [out, k·k, c]. Neighbouring threads are at neighbouring channels, N of which one
 // thread takes at a time. The CPU's twin is `ops/conv.rs`.
 #include "device.cuh"
 
 constexpr int CONV_THREADS = 256;
-
-/// N neighbours in memory, moved in one.
-template <class T, int N> struct alignas(N * sizeof(T)) Few {
-    T values[N];
-};
 
 /// Number of this thread over the grid.
 __device__ inline int own_index() { return blockIdx.x * CONV_THREADS + threadIdx.x; }
@@ -59,15 +54,6 @@ __device__ inline void fold(const T* patches, T* x, int n, int first_row, int n_
     reinterpret_cast<Few<T, N>*>(x)[i] = few;
 }
 
-/// y [.., c] = x + bias [c].
-template <class T, int N> __device__ inline void add_bias(const T* x, const T* bias, T* y, int n, int c) {
-    int i = own_index();
-    if (i >= n) return;
-    Few<T, N> few = reinterpret_cast<const Few<T, N>*>(x)[i], more = reinterpret_cast<const Few<T, N>*>(bias)[i % c];
-    for (int j = 0; j < N; j++) few.values[j] = from_float<T>(to_float(few.values[j]) + to_float(more.values[j]));
-    reinterpret_cast<Few<T, N>*>(y)[i] = few;
-}
-
 /// weight [out, c, taps] to packed [out, taps, c], a thread for each pair of channels.
 template <class T> __device__ inline void pack(const T* weight, T* packed, int n, int c, int taps) {
     int i = own_index();
@@ -100,11 +86,7 @@ template <class T> __device__ inline void unpack(const T* packed, T* weight, int
         fold<T, N>(patches, x, n, first_row, n_rows, w, c, first_patch_row, n_patch_rows, h_out, w_out, k, stride, top, \
                    left);                                                                                              \
     }                                                                                                                  \
-    EXPORTED(conv_fold_##type)                                                                                         \
-    CONV_KERNEL conv_bias_##type(const T* x, const T* bias, T* y, int n, int c) {                                      \
-        add_bias<T, N>(x, bias, y, n, c);                                                                              \
-    }                                                                                                                  \
-    EXPORTED(conv_bias_##type)
+    EXPORTED(conv_fold_##type)
 
 #define CONV(T, type, wide)                                                                                            \
     CONV_BY_FEW(T, 1, type)                                                                                            \

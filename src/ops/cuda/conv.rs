@@ -12,6 +12,7 @@ use candle_core::{DType, Result, Tensor};
 #[cfg(feature = "cudnn")]
 use super::cudnn::convolve as by_cudnn;
 use super::launch::{Argument, Fresh, Launch, format_of, run};
+use super::linear::{bias_gradient, few, product, with_bias};
 use crate::ops::conv::Geometry;
 use crate::ops::graft::{graft_storage, graft_tensor};
 
@@ -40,7 +41,7 @@ pub fn in_bands(
     let x = x.contiguous()?;
     let call = Call { geometry, format, patch_bytes };
     let product = call.forward(&x.detach(), &weight.detach())?;
-    let biased = bias.map(|bias| call.biased(&product, &bias.contiguous()?)).transpose()?;
+    let biased = bias.map(|bias| with_bias(&product, bias, format)).transpose()?;
     let backward = move |inputs: &[&Tensor], _: &Tensor, gradient: &Tensor| {
         let [x, weight] = [inputs[0], inputs[1]];
         let dy = gradient.detach().contiguous()?;
@@ -48,7 +49,7 @@ pub fn in_bands(
         let dw = weight.track_op().then(|| call.weight_gradient(&dy, &x.detach())).transpose()?;
         let mut gradients = vec![dx, dw];
         if let Some(bias) = inputs.get(2) {
-            gradients.push(bias.track_op().then(|| call.bias_gradient(&dy)).transpose()?);
+            gradients.push(bias.track_op().then(|| bias_gradient(&dy)).transpose()?);
         }
         Ok(gradients)
     };
@@ -156,13 +157,6 @@ impl Call {
         sum.expect("a picture has positions").to_dtype(x.dtype())
     }
 
-    /// Σ dy over all positions, as a product with ones, which cuBLAS sums in f32.
-    fn bias_gradient(&self, dy: &Tensor) -> Result<Tensor> {
-        let out = self.geometry.channels.1;
-        let dy = dy.reshape(((), out))?; // [positions, out]
-        product(&Tensor::ones((1, dy.dim(0)?), dy.dtype(), dy.device())?, &dy)?.squeeze(0)
-    }
-
     /// Bands of pictures `h` high for which, at `width` values a row, the bound holds; at least of one row.
     fn bands(&self, h: usize, width: usize, dtype: DType) -> Vec<Band> {
         let rows = (self.patch_bytes / (width * dtype.size_in_bytes())).max(1);
@@ -179,7 +173,7 @@ impl Call {
     fn patches(&self, x: &Tensor, band: &Band) -> Result<Tensor> {
         let Geometry { input: (h, w), output: (_, w_out), channels: (c, _), kernel, conv, .. } = self.geometry;
         let x = x.narrow(0, band.images.start, band.images.len())?;
-        let (few, format) = self.few(&[&x], c);
+        let (few, format) = few(self.format, &[&x], c);
         let positions = band.images.len() * band.rows.len() * w_out;
         let mut patches = Fresh::new(x.device(), (positions, self.geometry.patch()), x.dtype())?;
         let n = positions * self.geometry.patch() / few;
@@ -194,7 +188,7 @@ impl Call {
     /// A band of the input's gradient `[pixels, c]` from the patches of the output rows `touching`.
     fn folded(&self, patches: &Tensor, band: &Band, touching: Range<usize>) -> Result<Tensor> {
         let Geometry { input: (_, w), output: (h_out, w_out), channels: (c, _), kernel, conv, .. } = self.geometry;
-        let (few, format) = self.few(&[patches], c);
+        let (few, format) = few(self.format, &[patches], c);
         let pixels = band.images.len() * band.rows.len() * w;
         let mut dx = Fresh::new(patches.device(), (pixels, c), patches.dtype())?;
         let n = pixels * c / few;
@@ -205,17 +199,6 @@ impl Call {
         let arguments = tensors.into_iter().chain(numbers.map(Argument::Int));
         run(patches.device(), &launch("fold", &format, n), &mut arguments.collect::<Vec<_>>())?;
         Ok(dx.tensor())
-    }
-
-    fn biased(&self, product: &Tensor, bias: &Tensor) -> Result<Fresh> {
-        let out = self.geometry.channels.1;
-        let (few, format) = self.few(&[product, bias], out);
-        let n = product.elem_count() / few;
-        let mut y = Fresh::like(product)?;
-        let tensors = [Argument::Read(product), Argument::Read(bias), Argument::Fill(&mut y)];
-        let arguments = tensors.into_iter().chain([n, out / few].map(Argument::Int));
-        run(product.device(), &launch("bias", &format, n), &mut arguments.collect::<Vec<_>>())?;
-        Ok(y)
     }
 
     /// The weight `[out, c, k, k]` as `[out, k·k·c]`, rows in the order of a patch.
@@ -233,17 +216,6 @@ impl Call {
         let arguments = [Argument::Read(from), Argument::Fill(to)].into_iter().chain(numbers);
         run(from.device(), &launch(pass, self.format, out * c), &mut arguments.collect::<Vec<_>>())
     }
-
-    /// How many channels a thread takes at a time, and the format of the kernel that does: 16 bytes where no row of `c` of
-    /// any tensor begins between them.
-    fn few(&self, tensors: &[&Tensor], c: usize) -> (usize, String) {
-        let few = 16 / tensors[0].dtype().size_in_bytes();
-        let fits = |x: &&Tensor| x.layout().start_offset().is_multiple_of(few);
-        match c.is_multiple_of(few) && tensors.iter().all(fits) {
-            true => (few, format!("{}_by_{few}", self.format)),
-            false => (1, self.format.to_owned()),
-        }
-    }
 }
 
 fn launch(pass: &str, format: &str, n: usize) -> Launch {
@@ -260,14 +232,4 @@ fn launch(pass: &str, format: &str, n: usize) -> Launch {
 fn joined(bands: impl Iterator<Item = Result<Tensor>>) -> Result<Tensor> {
     let bands = bands.collect::<Result<Vec<_>>>()?;
     Tensor::cat(&bands, 0)
-}
-
-/// a·b with sums in f32.
-fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    #[cfg(test)]
-    if a.device().is_cpu() {
-        // Candle's CPU has no product in bf16, and sums in f16 what is f16.
-        return a.to_dtype(DType::F32)?.matmul(&b.to_dtype(DType::F32)?)?.to_dtype(a.dtype());
-    }
-    a.matmul(b)
 }

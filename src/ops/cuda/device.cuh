@@ -32,6 +32,11 @@ template <class T> struct alignas(2 * sizeof(T)) Pair {
     T low, high;
 };
 
+/// N neighbours in memory, moved in one.
+template <class T, int N> struct alignas(N * sizeof(T)) Few {
+    T values[N];
+};
+
 template <class T> __device__ inline Pair<T> pair_of(float low, float high) {
     return {from_float<T>(low), from_float<T>(high)};
 }

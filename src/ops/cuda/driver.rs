@@ -14,11 +14,12 @@ use candle_core::{CudaDevice, CudaStorage, Result, Storage, StorageRef, bail};
 use super::launch::{Argument, Launch};
 
 /// Machine code for sm_80 and sm_90, and PTX that later GPUs compile for themselves, from `build.rs`.
-const IMAGES: [(&str, &[u8]); 7] = [
+const IMAGES: [(&str, &[u8]); 8] = [
     ("attention_forward", include_bytes!(concat!(env!("OUT_DIR"), "/attention_forward.fatbin"))),
     ("attention_backward", include_bytes!(concat!(env!("OUT_DIR"), "/attention_backward.fatbin"))),
     ("group_norm", include_bytes!(concat!(env!("OUT_DIR"), "/group_norm.fatbin"))),
     ("layer_norm", include_bytes!(concat!(env!("OUT_DIR"), "/layer_norm.fatbin"))),
+    ("bias", include_bytes!(concat!(env!("OUT_DIR"), "/bias.fatbin"))),
     ("conv", include_bytes!(concat!(env!("OUT_DIR"), "/conv.fatbin"))),
     ("geglu", include_bytes!(concat!(env!("OUT_DIR"), "/geglu.fatbin"))),
     ("update", include_bytes!(concat!(env!("OUT_DIR"), "/update.fatbin"))),

@@ -11,6 +11,7 @@ mod geglu;
 mod group_norm;
 mod launch;
 mod layer_norm;
+mod linear;
 mod update;
 
 #[cfg(feature = "cudnn")]
@@ -27,4 +28,5 @@ pub use conv::conv2d;
 pub use geglu::geglu;
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
+pub use linear::linear;
 pub use update::{adamw, sum_of_squares};

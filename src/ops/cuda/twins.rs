@@ -9,7 +9,7 @@ use super::launch::{Argument, Fresh, Launch, run};
 use crate::ops::agreement::updated;
 use crate::ops::conv::Geometry;
 use crate::ops::twins::{assert_near, evaluated, random, rounded};
-use crate::ops::{Activation, Conv2d, Groups, Mask, attention, conv2d, geglu, group_norm, layer_norm};
+use crate::ops::{Activation, Conv2d, Groups, Mask, attention, conv2d, geglu, group_norm, layer_norm, linear};
 
 /// Of the largest magnitude in the tensor. f32 adds in another order; f16 and bf16 round inputs of the products inside,
 /// the output and what the backward pass is given, at 2⁻¹¹ and 2⁻⁸ of each value.
@@ -78,6 +78,19 @@ fn attention_with_weights_and_masks_of_references() {
     let bias = Tensor::from_vec(bias, (2, images, l), &Device::Cpu).unwrap();
     for (dtype, d) in [(DType::F32, 40), (DType::F16, 80)] {
         attends(dtype, d, (l, l), Mask::Biased(&bias));
+    }
+}
+
+#[test]
+#[ignore = "takes a minute or two: a step of its own of scripts/check.sh"]
+fn linear_layers_with_a_bias() {
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        // Outputs that 16 bytes hold a whole number of, and others; as a 1×1 convolution.
+        for shapes in [[vec![2, 35, 24], vec![16, 24], vec![16]], [vec![33, 6], vec![5, 6], vec![5]]] {
+            agree("linear", dtype, &shapes.each_ref().map(Vec::as_slice), |x| linear(&x[0], &x[1], Some(&x[2])));
+        }
+        let shapes: [&[usize]; 3] = [&[2, 3, 4, 8], &[24, 8, 1, 1], &[24]];
+        agree("linear", dtype, &shapes, |x| linear(&x[0], &x[1], Some(&x[2])));
     }
 }
 
