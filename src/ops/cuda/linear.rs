@@ -1,7 +1,7 @@
 //! Linear layers with a bias: matrix products by cuBLAS and the bias by a kernel (`bias.cu`), which convolutions share. As one
 //! operation they keep no product for the backward pass, and the bias's gradient is summed in f32 whatever the format.
 
-use candle_core::{D, DType, Result, Shape, Tensor};
+use candle_core::{D, Result, Shape, Tensor};
 
 use super::launch::{Argument, Fresh, Launch, format_of, run};
 use crate::ops::graft::graft_storage;
@@ -81,7 +81,8 @@ pub fn product(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     #[cfg(test)]
     if a.device().is_cpu() {
         // Candle's CPU has no product in bf16, and sums in f16 what is f16.
-        return a.to_dtype(DType::F32)?.matmul(&b.to_dtype(DType::F32)?)?.to_dtype(a.dtype());
+        use candle_core::DType::F32;
+        return a.to_dtype(F32)?.matmul(&b.to_dtype(F32)?)?.to_dtype(a.dtype());
     }
     a.matmul(b)
 }
