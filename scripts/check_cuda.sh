@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Compiles and links `--features cudnn`, and with it `cuda`, without a GPU. A quarter of an hour on two cores the first time; in a target
-# folder of its own, so that builds without CUDA stay.
+# Compiles and links `--features cudnn`, and with it `cuda`, without a GPU. A quarter of an hour on two cores the first
+# time; in a target folder of its own, so that builds without CUDA stay.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if ! command -v nvcc >/dev/null; then

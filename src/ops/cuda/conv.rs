@@ -15,8 +15,7 @@ use super::launch::{Argument, Fresh, Launch, format_of, run};
 use super::linear::{bias_gradient, few, product, with_bias};
 use crate::ops::conv::Geometry;
 use crate::ops::graft::{graft_storage, graft_tensor};
-
-const THREADS: usize = 256;
+use crate::ops::parallel::pieces;
 
 /// Bytes of patches that are there at a time, but for the rows around a band that the input's gradient needs too.
 const PATCH_BYTES: usize = 256 << 20;
@@ -161,11 +160,10 @@ impl Call {
     fn bands(&self, h: usize, width: usize, dtype: DType) -> Vec<Band> {
         let rows = (self.patch_bytes / (width * dtype.size_in_bytes())).max(1);
         let (images, count) = (rows / h, self.geometry.images);
-        let parts = |n: usize, length: usize| (0..n).step_by(length).map(move |start| start..n.min(start + length));
         if images > 0 {
-            return parts(count, images).map(|images| Band { images, rows: 0..h }).collect();
+            return pieces(0..count, images).map(|images| Band { images, rows: 0..h }).collect();
         }
-        let of_image = |image: usize| parts(h, rows).map(move |rows| Band { images: image..image + 1, rows });
+        let of_image = |image: usize| pieces(0..h, rows).map(move |rows| Band { images: image..image + 1, rows });
         (0..count).flat_map(of_image).collect()
     }
 
@@ -219,13 +217,7 @@ impl Call {
 }
 
 fn launch(pass: &str, format: &str, n: usize) -> Launch {
-    Launch {
-        source: "conv",
-        kernel: format!("conv_{pass}_{format}"),
-        blocks: [n.div_ceil(THREADS), 1, 1],
-        threads: THREADS,
-        shared: 0,
-    }
+    Launch::of_values("conv", format!("conv_{pass}_{format}"), n)
 }
 
 /// Rows of bands, one below the other.

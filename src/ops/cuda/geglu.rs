@@ -5,16 +5,8 @@ use candle_core::{Result, Tensor};
 use super::launch::{Argument, Fresh, Launch, format_of, run};
 use crate::ops::graft::graft_storage;
 
-const THREADS: usize = 256;
-
 fn launch(pass: &str, format: &str, n: usize) -> Launch {
-    Launch {
-        source: "geglu",
-        kernel: format!("geglu_{pass}_{format}"),
-        blocks: [n.div_ceil(THREADS), 1, 1],
-        threads: THREADS,
-        shared: 0,
-    }
+    Launch::of_values("geglu", format!("geglu_{pass}_{format}"), n)
 }
 
 /// [`crate::ops::geglu`] of rows of 2·d values. None: no kernel for these.

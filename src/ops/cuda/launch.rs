@@ -18,6 +18,14 @@ pub struct Launch {
     pub shared: usize,
 }
 
+impl Launch {
+    /// A thread for each of n values.
+    pub fn of_values(source: &'static str, kernel: String, n: usize) -> Self {
+        const THREADS: usize = 256;
+        Self { source, kernel, blocks: [n.div_ceil(THREADS), 1, 1], threads: THREADS, shared: 0 }
+    }
+}
+
 /// What a kernel is given.
 pub enum Argument<'a> {
     /// Contiguous values that it reads.

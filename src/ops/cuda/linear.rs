@@ -6,8 +6,6 @@ use candle_core::{D, Result, Shape, Tensor};
 use super::launch::{Argument, Fresh, Launch, format_of, run};
 use crate::ops::graft::graft_storage;
 
-const THREADS: usize = 256;
-
 /// [`crate::ops::linear`] with a weight `[out, in]` or `[out, in, 1, 1]`, differentiable in x, weight and bias. None: no kernel
 /// for these.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Option<Tensor>> {
@@ -46,15 +44,9 @@ pub fn with_bias(x: &Tensor, bias: &Tensor, format: &str) -> Result<Fresh> {
     let (few, format) = few(format, &[x, &bias], bias.elem_count());
     let n = x.elem_count() / few;
     let mut y = Fresh::like(x)?;
-    let launch = Launch {
-        source: "bias",
-        kernel: format!("bias_{format}"),
-        blocks: [n.div_ceil(THREADS), 1, 1],
-        threads: THREADS,
-        shared: 0,
-    };
     let tensors = [Argument::Read(x), Argument::Read(&bias), Argument::Fill(&mut y)];
     let arguments = tensors.into_iter().chain([n, bias.elem_count() / few].map(Argument::Int));
+    let launch = Launch::of_values("bias", format!("bias_{format}"), n);
     run(x.device(), &launch, &mut arguments.collect::<Vec<_>>())?;
     Ok(y)
 }
